@@ -1,0 +1,100 @@
+"""What every function of ``safetylib.chain`` checks about its arguments.
+
+A bad argument raises :class:`ValueError` with its name and the offending value. Nothing is repaired silently.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+ROW_SUM_TOLERANCE = 1e-9
+
+
+def check_range(name: str, value, interval: str) -> np.ndarray:
+    """Return ``value`` as a float array whose entries all lie in ``interval``.
+
+    Parameters
+    ----------
+    name
+        The argument's name, for the message.
+    value
+        A number or an array of numbers.
+    interval
+        In the notation of mathematics: ``"[0, 1]"``, ``"(0, 1]"``, ``"[0, inf)"``, ``"(-inf, inf)"``. An
+        infinite end that is closed, as in ``"[0, inf]"``, admits infinity.
+
+    Raises
+    ------
+    ValueError
+        If an entry lies outside or is not a number.
+    """
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be numeric, got {value!r}") from None
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = array >= low if interval[0] == "[" else array > low
+    below = array <= high if interval[-1] == "]" else array < high
+    outside = ~(above & below)
+    if outside.any():
+        raise ValueError(f"{name} must lie in {interval}, got {array[outside].flat[0]:g}")
+    return array
+
+
+def check_count(name: str, value, *, at_least: int = 0, infinite: bool = False) -> np.ndarray:
+    """Return ``value`` as a float array of whole numbers, none below ``at_least``.
+
+    Infinity passes only if ``infinite`` is true.
+    """
+    array = check_range(name, value, f"[{at_least}, inf{']' if infinite else ')'}")
+    broken = np.isfinite(array) & (array != np.floor(array))
+    if broken.any():
+        raise ValueError(f"{name} must be a whole number, got {array[broken].flat[0]:g}")
+    return array
+
+
+def check_square(name: str, matrix):
+    """Return a finite square matrix: a float array, or CSR without explicit zeros if it is scipy-sparse."""
+    if sp.issparse(matrix):
+        matrix = matrix.tocsr(copy=True).astype(float)
+        matrix.eliminate_zeros()
+        entries = matrix.data
+    else:
+        try:
+            entries = matrix = np.asarray(matrix, dtype=float)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} must be a numeric matrix, got {matrix!r}") from None
+    if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
+        raise ValueError(f"{name} must be a square matrix, got shape {matrix.shape}")
+    if not np.isfinite(entries).all():
+        raise ValueError(f"{name} must be finite, got an entry {entries[~np.isfinite(entries)].flat[0]:g}")
+    return matrix
+
+
+def check_transition_matrix(name: str, matrix):
+    """Return ``matrix`` as :func:`check_square` does, after checking that its rows are distributions.
+
+    Raises
+    ------
+    ValueError
+        If an entry is negative or a row does not sum to one within ``ROW_SUM_TOLERANCE``; names row and
+        value.
+    """
+    matrix = check_square(name, matrix)
+    lowest = matrix.min()
+    if lowest < 0:
+        raise ValueError(f"{name} must be non-negative, got an entry {lowest:g}")
+    sums = np.asarray(matrix.sum(axis=1)).ravel()
+    worst = int(np.argmax(np.abs(sums - 1)))
+    if abs(sums[worst] - 1) > ROW_SUM_TOLERANCE:
+        raise ValueError(f"{name} must have rows that sum to 1, got row {worst} with sum {sums[worst]:.12g}")
+    return matrix
+
+
+def check_states(name: str, states, size: int) -> np.ndarray:
+    """Return ``states``, one index or several, as a sorted array of distinct indices below ``size``."""
+    array = np.unique(check_count(name, np.atleast_1d(states)))
+    if array.size and array[-1] >= size:
+        raise ValueError(f"{name} must be states below {size}, got {array[-1]:g}")
+    return array.astype(int)

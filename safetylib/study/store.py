@@ -1,0 +1,154 @@
+"""Finished units of work on disk: written whole or not at all, found again, with provenance.
+
+A unit is a folder that appears by one rename, when everything in it has been written; its name holds the fingerprint of
+what produced it (code, plan, data), so that a unit is reused only by the study that would make the same one, and a
+changed study never overwrites what an earlier one finished.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+_REPORTED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "pandas", "tokenizers")
+
+# What each stage's results depend on: the modules whose code they run, and the data files they read.
+STAGES: dict[str, tuple[str, ...]] = {
+    "data": ("prompts.py", "data/benign.csv", "data/refusals.csv"),
+    "training": ("attention.py", "augment.py", "models.py", "train.py"),
+    "generation": ("attention.py", "generate.py", "models.py"),
+    "judging": ("attention.py", "judge.py"),
+}
+
+
+class StoreError(RuntimeError):
+    """The store cannot be used as it is; the message says what to do."""
+
+
+def digest(*parts: object) -> str:
+    """Short digest of values (as JSON) and bytes."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=list).encode())
+    return whole.hexdigest()[:16]
+
+
+def code_without_prose(source: str) -> bytes:
+    """Python source without comments, docstrings and layout: what a result can depend on."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            if isinstance(body[0].value.value, str):
+                body[0] = ast.Pass()
+    return ast.unparse(tree).encode()
+
+
+def stage_fingerprints() -> dict[str, str]:
+    """One fingerprint a stage, over its code without prose and its data files."""
+
+    def content(name: str) -> bytes:
+        path = _PACKAGE / name
+        return code_without_prose(path.read_text("utf-8")) if path.suffix == ".py" else path.read_bytes()
+
+    return {stage: digest(*(content(name) for name in names)) for stage, names in STAGES.items()}
+
+
+def provenance() -> dict:
+    """When, on what kind of machine and with which packages: no host names, no paths."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "packages": {name: metadata.version(name) for name in _REPORTED_PACKAGES},
+    }
+
+
+class Store:
+    """A folder of finished units.
+
+    Parameters
+    ----------
+    root
+        Created if missing. One process at a time may hold it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the store for this process, and clear what a killed one left half-written.
+
+        Raises
+        ------
+        StoreError
+            Another process holds it.
+        """
+        with (self.root / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StoreError(
+                    f"Another run is measuring into {self.root}. Wait for it, stop it, or choose another folder with --into."
+                ) from error
+            for leftover in self.root.glob(".incoming-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            yield
+
+    def path(self, unit: str, fingerprint: str) -> Path:
+        """Where a unit lies, finished or not."""
+        return self.root / f"{unit}-{fingerprint}"
+
+    def finished(self, unit: str, fingerprint: str) -> bool:
+        """Whether the unit was written to its end."""
+        return (self.path(unit, fingerprint) / "unit.json").is_file()
+
+    @contextmanager
+    def writing(self, unit: str, fingerprint: str) -> Iterator[Path]:
+        """A scratch folder that becomes the unit when the block ends without an exception."""
+        scratch = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self.root))
+        try:
+            yield scratch
+            (scratch / "unit.json").write_text(
+                json.dumps({"unit": unit, "fingerprint": fingerprint, **provenance()}, indent=1)
+            )
+            for file in scratch.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            os.replace(scratch, self.path(unit, fingerprint))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Put a folder in another's place; a kill in between leaves the old one or the new one under ``target``'s name or
+    beside it as ``.previous``, never a mixture."""
+    incoming = target.with_name(f".{target.name}.incoming")
+    previous = target.with_name(f".{target.name}.previous")
+    shutil.rmtree(incoming, ignore_errors=True)
+    shutil.copytree(source, incoming)
+    shutil.rmtree(previous, ignore_errors=True)
+    if target.exists():
+        os.replace(target, previous)
+    os.replace(incoming, target)
+    shutil.rmtree(previous, ignore_errors=True)
