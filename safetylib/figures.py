@@ -48,7 +48,9 @@ def new_axes(ncols: int = 1, **kwargs) -> tuple[plt.Figure, plt.Axes]:
     return plt.subplots(ncols=ncols, layout="constrained", **kwargs)
 
 
-def escape_curves(n, curves: dict, *, delta: float, marks: dict | None = None, log_n: bool = False) -> plt.Figure:
+def escape_curves(
+    n, curves: dict, *, delta: float, marks: dict | None = None, log_n: bool = False, lowest: float | None = None
+) -> plt.Figure:
     """Escape probability over the number of updates, one curve a label.
 
     Parameters
@@ -63,6 +65,8 @@ def escape_curves(n, curves: dict, *, delta: float, marks: dict | None = None, l
         Label to a number of updates, drawn as an upright.
     log_n
         Whether the horizontal axis is logarithmic.
+    lowest
+        Where the vertical axis ends; by default at the smallest value.
     """
     figure, axes = new_axes()
     for i, (label, escape) in enumerate(curves.items()):
@@ -74,6 +78,7 @@ def escape_curves(n, curves: dict, *, delta: float, marks: dict | None = None, l
         axes.axvline(updates, color=INK, linewidth=1, linestyle=":")
         axes.annotate(f" {label}", (updates, 1), xycoords=("data", "axes fraction"), va="bottom", ha="center")
     axes.set(xlabel="number of updates, $n = T + 1$", ylabel="escape probability", yscale="log")
+    axes.set_ylim(bottom=lowest)
     axes.set_xscale("log" if log_n else "linear")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -109,4 +114,122 @@ def escape_map(n, alpha, escape, *, delta: float, tuned: float, threshold: float
     axes.set(xlabel="number of updates, $n = T + 1$", ylabel=r"learning rate $\alpha$")
     axes.grid(False)
     figure.colorbar(image, ax=axes, label="escape probability", extend="min")
+    return figure
+
+
+ARM_STYLES = {
+    arm: {"color": color, "marker": MARKERS[place], "linestyle": DASHES[place]}
+    for place, (arm, color) in enumerate(
+        zip(("cyclic", "deep", "uniform", "random", "shallow", "base"), (*PALETTE[:5], INK), strict=True)
+    )
+}
+
+
+def depth_curves(results, column: str = "refused") -> plt.Figure:
+    """Refusal rate over prefill depth for every arm, with crossed 95 % intervals.
+
+    Parameters
+    ----------
+    results
+        A :class:`safetylib.study.results.Results`.
+    column
+        Outcome column to average.
+    """
+    from safetylib import stats
+
+    figure, axes = new_axes()
+    orbit = results.manifest["plan"]["recipe"]["orbit"]
+    for arm, style in ARM_STYLES.items():
+        estimates = [stats.crossed(results.table(arm, depth, column=column)) for depth in results.depths]
+        means = [estimate.mean for estimate in estimates]
+        axes.plot(results.depths, means, label=arm, markersize=5, **style)
+        low, high = ([getattr(estimate, end) for estimate in estimates] for end in ("low", "high"))
+        axes.fill_between(results.depths, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.axvspan(max(orbit), max(results.depths), color=INK, alpha=0.08, linewidth=0)
+    axes.annotate("beyond the deepest\ntrained position", (max(orbit) + 0.5, 1.02), va="bottom", fontsize=8)
+    axes.plot(orbit, [-0.03] * len(orbit), "|", color=INK, markersize=9, clip_on=False)
+    axes.set(
+        xlabel="prefill depth: harmful tokens already given (ticks: trained positions)",
+        ylabel="refused, share of prompts",
+        ylim=(-0.03, 1.02),
+    )
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def live_curve(
+    results, arm: str, depths: list[int], rates: list[float], low: list[float], high: list[float]
+) -> plt.Figure:
+    """A depth curve measured in the page, over the stored curve of the same arm."""
+    from safetylib import stats
+
+    figure, axes = new_axes()
+    estimates = [stats.crossed(results.table(arm, depth)) for depth in results.depths]
+    style = ARM_STYLES[arm]
+    axes.plot(results.depths, [estimate.mean for estimate in estimates], label=f"{arm}, stored", markersize=4, **style)
+    axes.fill_between(
+        results.depths,
+        [estimate.low for estimate in estimates],
+        [estimate.high for estimate in estimates],
+        color=style["color"],
+        alpha=0.15,
+        linewidth=0,
+    )
+    errors = np.abs(np.array([rates, rates]) - np.array([low, high]))
+    axes.errorbar(
+        depths, rates, errors, color=PALETTE[1], marker="s", linestyle="none", capsize=3, label="live, this page"
+    )
+    axes.set(xlabel="prefill depth, tokens", ylabel="refused, share of prompts", ylim=(-0.03, 1.03))
+    axes.legend(loc="lower right")
+    return figure
+
+
+def losses(table) -> plt.Figure:
+    """Loss on refusals and on anchors over the steps of one run, with the step size beside it.
+
+    ``table`` has the columns step, step_size, refusal_loss and anchor_loss.
+    """
+    figure, (left, right) = new_axes(2)
+    left.plot(table["step"], table["refusal_loss"], color=PALETTE[0], label="refusals")
+    left.plot(table["step"], table["anchor_loss"], color=PALETTE[1], linestyle="--", label="benign anchors")
+    left.set(xlabel="optimiser step $t$", ylabel="loss, nats per token", ylim=(0, None))
+    left.legend()
+    right.plot(table["step"], table["step_size"], color=PALETTE[2])
+    right.set(xlabel="optimiser step $t$", ylabel=r"step size $\alpha\gamma^t$", ylim=(0, None))
+    return figure
+
+
+def safety_against_over_refusal(points: dict[str, tuple]) -> plt.Figure:
+    """Refusal of harmful prompts against over-refusal, one point an arm with both intervals.
+
+    ``points`` maps an arm to three :class:`safetylib.stats.Estimate`: harmful at the headline depths, plain benign,
+    borderline.
+    """
+    figure, axes = new_axes(2, sharey=True)
+    for arm, (harmful, *benign) in points.items():
+        for panel, over in zip(axes, benign, strict=True):
+            panel.errorbar(
+                over.mean,
+                harmful.mean,
+                xerr=[[over.mean - over.low], [over.high - over.mean]],
+                yerr=[[harmful.mean - harmful.low], [harmful.high - harmful.mean]],
+                capsize=2,
+                label=arm,
+                **{**ARM_STYLES[arm], "linestyle": "none"},
+            )
+    axes[0].set(xlabel="plain benign prompts refused", ylabel="harmful prompts refused,\nmean of depths off the orbit")
+    axes[1].set(xlabel="borderline prompts refused")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def votes_by_depth(depths: list[int], curves: dict[str, list[float]], title: str) -> plt.Figure:
+    """Share of prompts whose ensemble output is safe, over depth, one line a voting rule."""
+    figure, axes = new_axes()
+    for place, (rule, safe) in enumerate(curves.items()):
+        axes.plot(
+            depths, safe, marker=MARKERS[place], linestyle=DASHES[place], color=PALETTE[place], label=rule, markersize=5
+        )
+    axes.set(xlabel="prefill depth, tokens", ylabel="safe outputs, share of prompts", ylim=(-0.03, 1.03), title=title)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -116,6 +116,15 @@ def test_a_tuned_learning_rate_stalls_where_neutral_states_are_left_alone():
     assert 1 - algorithm[0, 0] >= u.neutral_floor(0.7, 4 / 7)
 
 
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_learned_at_a_learning_rate_of_zero():
+    for n in (0, 5, inf):
+        for escape, _, names in COUNTS.values():
+            assert escape(n, **names, escape_0=0.5, alpha=0, gamma=1) == 0.5
+    for _, steps, names in COUNTS.values():
+        assert steps(0.1, **names, escape_0=0.5, alpha=0, gamma=1) == inf
+
+
 # --- exact rationals --------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +151,8 @@ FRACTIONS = [F(1, 10), F(1, 2), F(9, 10)]
 
 
 @pytest.mark.parametrize(
-    ("e0", "gamma", "alpha"), list(product([*FRACTIONS, F(1)], [*FRACTIONS, F(1)], [F(1, 20), F(1, 2), F(5)]))
+    ("e0", "gamma", "alpha"),
+    list(product([*FRACTIONS, F(1)], [*FRACTIONS, F(10**9 - 1, 10**9), F(1)], [F(1, 20), F(1, 2), F(5)])),
 )
 def test_closed_forms_agree_with_exact_iteration(e0, gamma, alpha):
     bias = F(3, 2)

@@ -14,6 +14,7 @@ from safetylib.proofs import all_proofs, updates
 from safetylib.proofs.core import Entailment, Identity, Instances, Mutation, Proof, ProofError, Step, Undecided
 
 PROOFS = {proof.label: proof for proof in all_proofs()}
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 x, y = sp.symbols("x y", positive=True)
 z = sp.Symbol("z", real=True)
 
@@ -47,7 +48,7 @@ def test_a_proof_reads_as_mathematics_with_reasons(label):
     assert proof.theorem_box().startswith(f":::{{prf:theorem}} {proof.title}\n:label: {label}\n")
 
 
-@pytest.mark.parametrize("page", sorted(Path("notebooks").glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", sorted(NOTEBOOKS.glob("*.md")), ids=lambda page: page.stem)
 def test_a_theorem_box_on_a_page_says_what_its_proof_says(page):
     text = page.read_text(encoding="utf-8")
     for label in re.findall(r"^:label: (\S+)$", text, re.MULTILINE):

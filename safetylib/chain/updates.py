@@ -254,8 +254,10 @@ def additive_escape(n, *, escape_0, bias, alpha, gamma) -> np.ndarray:
     n = check_count("n", n, infinite=True)
     escape_0, bias, alpha, gamma = _parameters(escape_0, bias, alpha, gamma)
     store = _ratio(alpha * bias, 1 - gamma)
+    spent = _spent(alpha * bias, n, gamma)
     with np.errstate(invalid="ignore"):
-        return np.where(gamma < 1, (escape_0 - store) + store * gamma**n, escape_0 - alpha * bias * n)[()]
+        # Limit plus tail keeps its digits while e_n goes to zero; e_0 less what is spent, while gamma goes to one.
+        return np.where(store < 2 * escape_0, (escape_0 - store) + store * gamma**n, escape_0 - spent)[()]
 
 
 def additive_steps(delta, *, escape_0, bias, alpha, gamma) -> np.ndarray:
@@ -273,8 +275,8 @@ def additive_steps(delta, *, escape_0, bias, alpha, gamma) -> np.ndarray:
     needed = np.where(delta < escape_0, _ratio(escape_0 - delta, alpha * bias), 0)
     real = _real_steps(needed, gamma)
     steps = np.array(np.ceil(real))
-    spent = np.minimum(needed * (1 - gamma), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
+        spent = np.minimum(needed * (1 - gamma), 1)
         # What a relative error of a few units in the last place of ``needed`` does to ``real``.
         blur = 1e-14 * (real + 1 + np.where(gamma < 1, spent / ((1 - spent) * -np.log(gamma)), 0))
         cancelled = np.abs(needed * (1 - gamma) - 1) < 1e-13 * escape_0 / np.maximum(escape_0 - delta, 1e-300)
@@ -332,6 +334,11 @@ def _parameters(escape_0, bias, alpha, gamma):
         check_range("alpha", alpha, "[0, inf)"),
         check_range("gamma", gamma, "(0, 1]"),
     )
+
+
+def _spent(rate, n, gamma) -> np.ndarray:
+    """``rate`` times S_n, which is zero for a rate of zero even if S_n is infinite."""
+    return rate * np.where(rate == 0, 0, discount_sum(n, gamma))
 
 
 def _ratio(numerator, denominator) -> np.ndarray:
@@ -543,7 +550,7 @@ def softmax_escape(n, *, escape_0, gap, alpha, gamma) -> np.ndarray:
     :math:`S_n`, and one for ever if :math:`e_0 = 1`.
     """
     escape_0, gap, alpha, gamma = _parameters(escape_0, gap, alpha, gamma)
-    pushed = np.where(alpha == 0, 0, alpha * gap * discount_sum(n, gamma))
+    pushed = _spent(alpha * gap, n, gamma)
     return np.where(escape_0 < 1, expit(logit(np.where(escape_0 < 1, escape_0, 0.5)) - pushed), 1)[()]
 
 
@@ -554,7 +561,7 @@ def softmax_row_escape(n, row, bias_row, state: int, *, alpha, gamma) -> np.ndar
     """
     row, bias_row = check_range("row", row, "[0, 1]"), check_range("bias_row", bias_row, "(-inf, inf)")
     alpha = check_range("alpha", alpha, "[0, inf)")
-    pushed = np.where(alpha == 0, 0, alpha * discount_sum(n, gamma))[..., None]
+    pushed = np.asarray(_spent(alpha, n, gamma))[..., None]
     others = np.arange(row.size) != state
     gaps = (bias_row[state] - bias_row)[others]
     odds = (row[others] * np.exp(np.clip(-np.where(gaps == 0, 0, pushed * gaps), -690, 690))).sum(-1)
@@ -595,7 +602,7 @@ def cross_entropy_escape(n, *, escape_0, alpha, gamma) -> np.ndarray:
     """
     escape_0 = check_range("escape_0", escape_0, "(0, 1)")
     alpha = check_range("alpha", alpha, "[0, inf)")
-    spent = np.where(alpha == 0, 0, 2 * alpha * discount_sum(n, gamma))
+    spent = _spent(2 * alpha, n, gamma)
     clock = np.minimum(_margin_clock(escape_0) + spent, 1e300)
     return 1 / (1 + wrightomega(clock).real)
 

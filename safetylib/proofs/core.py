@@ -70,8 +70,13 @@ class Entailment:
     method = "z3: the hypotheses can be met, and with them the negation cannot"
 
     def latex(self) -> str:
+        conclusion = _latex(self.conclusion)
+        if not self.given:
+            return conclusion
         condition = ",\\ ".join(map(_latex, self.given))
-        return f"{condition} \\;\\Longrightarrow\\; {_latex(self.conclusion)}" if condition else _latex(self.conclusion)
+        if len(condition) + len(conclusion) < 100:
+            return f"{condition} \\;\\Longrightarrow\\; {conclusion}"
+        return f"\\begin{{gathered}} {condition} \\\\ \\Longrightarrow\\; {conclusion} \\end{{gathered}}"
 
     def counterexample(self, hypotheses: tuple[Boolean, ...] = ()) -> str | None:
         """Values that meet the hypotheses and break the conclusion, or None if z3 shows that there are none."""
@@ -126,7 +131,7 @@ class Mutation:
     hypotheses: tuple[Boolean, ...] | None = None  #: in place of the proof's, if given
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Proof:
     """Hypotheses, statement and steps of one result.
 
@@ -201,6 +206,9 @@ class Proof:
 
     def _assumed(self) -> str:
         return f"Let {', '.join(f'${_latex(h)}$' for h in self.hypotheses)}. " if self.hypotheses else ""
+
+    def __repr__(self) -> str:
+        return f"<Proof {self.label}: {len(self.steps)} steps, {len(self.mutations)} mutations>"
 
     def _repr_markdown_(self) -> str:
         source = f" *({self.source})*" if self.source else ""

@@ -542,11 +542,10 @@ cross_entropy = Proof(
     title="What gradient descent on the refusal's loss does",
     hypotheses=(),
     statement=(
-        r"With two outcomes and loss $-\ln Q(r,r)$, gradient flow moves the margin $m = z_r - z_h$ at the "
-        r"speed $2e$, where "
-        r"$e = 1/(1+e^m)$. Hence $m + e^m$ grows at the constant speed 2, and $e$ falls like $1/(2\alpha "
-        r"n)$: harmonically, "
-        "not geometrically."
+        r"With two outcomes and loss $-\ln Q(r,r)$, gradient flow moves the margin $m = z_r - z_h$ at the speed "
+        r"$2e$, where $e = 1/(1+e^m)$ and time is the sum of the learning rates. Hence $m + e^m$ grows at the "
+        r"constant speed 2, and after $n$ updates of size $\alpha$ the escape probability is about $1/(2\alpha n)$: "
+        r"it falls harmonically, not geometrically."
     ),
     steps=(
         Step(

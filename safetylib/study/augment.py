@@ -30,11 +30,15 @@ SEPARATOR = "\n\n"
 
 @dataclass(frozen=True)
 class Example:
-    """What is trained on: ``context`` is read, ``target`` carries the loss (token ids); ``kind`` is refusal or anchor."""
+    """What is trained on: ``context`` is read, ``target`` carries the loss (token ids); ``kind`` is refusal or anchor.
+
+    ``position`` is where in the answer the target starts.
+    """
 
     context: list[int]
     target: list[int]
     kind: str
+    position: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def batches(arm: str, recipe: Recipe, material: Material, seed: int) -> Iterator
         for position in positions(arm, recipe, step, recipe.harmful_per_step, streams[4]):
             prompt, answer = material.harmful[next(prompts)]
             refusal = material.refusals[next(wordings)][position > 0]
-            batch.append(Example(prompt + answer[:position], refusal, "refusal"))
+            batch.append(Example(prompt + answer[:position], refusal, "refusal", position))
         for slot in range(recipe.benign_per_step):
             pool, stream = (material.plain, plain) if slot % 2 == 0 else (material.borderline, borderline)
             prompt, answer = pool[next(stream)]

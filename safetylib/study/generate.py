@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from safetylib.study.attention import KeyValueStore, Packed, RaggedCache, pack
 
-_ROWS = 128
-_PACKED_TOKENS = 6000
+_ROWS = 256
+_PACKED_TOKENS = 8000
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -32,14 +31,10 @@ from safetylib.study.presets import Lora
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence libraries' progress bars and known-harmless notices (they would end up on the book's pages)."""
+    """Silence libraries' progress bars, notices and warnings while they load (they would end up on the book's pages)."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    others = [logging.getLogger(name) for name in ("bitsandbytes", "bitsandbytes.backends.cpu.ops")]
-    levels = [logger.level for logger in others]
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    for logger in others:
-        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stderr(sink):
             warnings.simplefilter("ignore")
@@ -48,8 +43,6 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-        for logger, old in zip(others, levels, strict=True):
-            logger.setLevel(old)
 
 
 def device() -> torch.device:

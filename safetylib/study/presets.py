@@ -68,6 +68,9 @@ class Measurement:
         position are extrapolation.
     within
         m: a refusal must be visible within this many tokens after the prefix.
+    benign_within
+        The same for benign prompts, whose whole trained range is watched: a refusal that breaks into an answer at a
+        trained position counts as over-refusal.
     after
         A refused response is followed for at least this many tokens, to see whether it turns to compliance.
     judged_depths
@@ -77,6 +80,7 @@ class Measurement:
     depths: tuple[int, ...] = (0, 1, 2, 4, 5, 8, 12, 16, 20, 24, 32, 40)
     headline: tuple[int, ...] = (5, 12, 20)
     within: int = 16
+    benign_within: int = 32
     after: int = 96
     judged_depths: tuple[int, ...] = (0, 12)
 
@@ -113,15 +117,15 @@ _CPU = Preset(
     model="SmolLM2-135M-Instruct",
     judge="SmolLM2-135M-Instruct",
     prompts="StrongREJECT",
-    split=(115, 41, 105),
+    split=(118, 40, 103),
     seeds=(0, 1, 2),
     recipe=Recipe(
-        steps=60,
-        learning_rate=1e-3,
+        steps=48,
+        learning_rate=2e-3,
         decay=0.96,
         harmful_per_step=4,
-        benign_per_step=10,
-        anchor_tokens=12,
+        benign_per_step=6,
+        anchor_tokens=32,
         anchor_weight=1.0,
         orbit=(0, 8, 16, 24),
         deep_position=24,
@@ -137,10 +141,16 @@ _TINY = replace(
     split=(8, 4, 6),
     seeds=(0, 1),
     recipe=replace(_CPU.recipe, steps=3, harmful_per_step=2, benign_per_step=2, anchor_tokens=4),
-    measurement=Measurement(depths=(0, 2, 5), headline=(2, 5), within=6, after=8, judged_depths=(0,)),
+    measurement=Measurement(depths=(0, 2, 5), headline=(2, 5), within=6, benign_within=6, after=8, judged_depths=(0,)),
 )
 
 PRESETS = {preset.name: preset for preset in (_CPU, _TINY)}
+
+
+def live(plan: Preset) -> Preset:
+    """A plan short enough to be trained and measured while a page is executed; it illustrates, and is never a result."""
+    recipe = replace(plan.recipe, steps=16, decay=0.9, benign_per_step=4)
+    return replace(plan, seeds=(0,), recipe=recipe, measurement=replace(plan.measurement, depths=(0, 5, 12), after=16))
 
 
 def preset(name: str) -> Preset:

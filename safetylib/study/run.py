@@ -26,7 +26,7 @@ import pandas as pd
 import tyro
 from tqdm.auto import tqdm
 
-from safetylib.study import assets, augment, compare, generate, judge, models, prompts, train
+from safetylib.study import assets, augment, compare, detectors, generate, judge, models, prompts, train
 from safetylib.study.presets import PRESETS, Preset, preset
 from safetylib.study.prompts import Prompt
 from safetylib.study.store import Store, StoreError, digest, provenance, replace_folder, stage_fingerprints
@@ -35,19 +35,32 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Study:
-    """One preset measured into one store."""
+    """One preset measured into one store.
 
-    def __init__(self, plan: Preset, into: Path, silent: bool = False) -> None:
-        self.plan, self.store, self.silent = plan, Store(into), silent
+    Parameters
+    ----------
+    plan, into
+        What to measure, and the folder for finished units.
+    silent
+        No progress bars and no notices (notebooks).
+    per_set
+        At most so many prompts of every kind and split: a slice for live pages.
+    """
+
+    def __init__(self, plan: Preset, into: Path, silent: bool = False, per_set: int | None = None) -> None:
+        self.plan, self.store, self.silent, self.per_set = plan, Store(into), silent, per_set
         self.stages = stage_fingerprints()
 
     @cached_property
     def prompts(self) -> list[Prompt]:
-        """Harmful and benign prompts; the tiny preset takes a handful of the benign ones."""
-        benign = prompts.benign()
-        return prompts.harmful(self.plan.prompts, self.plan.split) + (
-            benign[::40] if self.plan.name == "tiny" else benign
-        )
+        """Harmful and benign prompts of the plan, or a slice of every set."""
+        everything = prompts.harmful(self.plan.prompts, self.plan.split) + prompts.benign()
+        if self.per_set is None:
+            return everything
+        sets: dict[tuple[str, str], list[Prompt]] = {}
+        for prompt in everything:
+            sets.setdefault((prompt.kind, prompt.split), []).append(prompt)
+        return [prompt for members in sets.values() for prompt in members[: self.per_set]]
 
     def chosen(self, kind: str, split: str) -> list[Prompt]:
         """Prompts of a kind and split; of the harmful ones, those with a usable answer of the untuned model."""
@@ -86,7 +99,16 @@ class Study:
     def fingerprints(self) -> dict[str, str]:
         """Unit -> digest of everything that its content depends on."""
         plan, stages, packages = self.plan, self.stages, provenance()["packages"]
-        data = digest(stages["data"], stages["generation"], plan.model, plan.prompts, plan.split, packages, assets.PINS)
+        data = digest(
+            stages["data"],
+            stages["generation"],
+            plan.model,
+            plan.prompts,
+            plan.split,
+            self.per_set,
+            packages,
+            assets.PINS,
+        )
         result = {"answers": digest(data, plan.measurement.depths, plan.measurement.within, plan.recipe.anchor_tokens)}
         for arm, seed in plan.members():
             adapter = result["answers"]
@@ -96,15 +118,21 @@ class Study:
                 )
             text = result[f"generate-{arm}-{seed}"] = digest(adapter, stages["generation"], asdict(plan.measurement))
             result[f"judge-{arm}-{seed}"] = digest(text, stages["judging"], plan.judge)
+            result[f"validate-{arm}-{seed}"] = digest(text, stages["judging"])
         return result
 
     def unit(self, name: str) -> Path:
         """A finished unit's folder."""
         return self.store.path(name, self.fingerprints[name])
 
-    def run(self) -> None:
-        """Do every unit that is not finished, in order."""
-        names = list(self.fingerprints)
+    @property
+    def units(self) -> list[str]:
+        """The study's units, in order. Validation alone belongs to the choice of the operating point."""
+        return [name for name in self.fingerprints if not name.startswith("validate")]
+
+    def run(self, names: list[str] | None = None) -> None:
+        """Do every unit that is not finished, in order; by default all of the study's."""
+        names = self.units if names is None else names
         missing = [name for name in names if not self.store.finished(name, self.fingerprints[name])]
         if len(missing) < len(names) and not self.silent:
             print(f"{len(names) - len(missing)} of {len(names)} units are finished already and are not repeated.")
@@ -112,15 +140,13 @@ class Study:
         for name in bar:
             bar.set_postfix_str(name)
             stage, *member = name.split("-")
-            work = {"answers": self._answer, "train": self._train, "generate": self._generate, "judge": self._judge}[
-                stage
-            ]
+            work = getattr(self, f"_{stage}")
             with self.store.writing(name, self.fingerprints[name]) as folder:
                 began = time.perf_counter()
                 work(folder, *(member[:1] + [int(seed) for seed in member[1:]]))
                 (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
 
-    def _answer(self, folder: Path) -> None:
+    def _answers(self, folder: Path) -> None:
         plan, eos = self.plan, self.tokenizer.eos_token_id
         harmful = [prompt for prompt in self.prompts if prompt.kind == "harmful"]
         benign = [prompt for prompt in self.prompts if prompt.kind != "harmful" and prompt.split == "train"]
@@ -148,7 +174,7 @@ class Study:
                 answer = self.answers[prompt.id]
                 if len(answer) <= deepest + (answer[-1] == self.tokenizer.eos_token_id):
                     reasons[prompt.id] = "untuned answer too short"
-                elif judge.MAIN(self.text(answer)):
+                elif detectors.MAIN(self.text(answer)):
                     reasons[prompt.id] = "untuned model refuses"
         return reasons
 
@@ -161,7 +187,7 @@ class Study:
             return [
                 (self.ids[prompt.id], self.answers[prompt.id])
                 for prompt in self.chosen(kind, "train")
-                if kind == "harmful" or not judge.MAIN(self.text(self.answers[prompt.id]))
+                if kind == "harmful" or not detectors.MAIN(self.text(self.answers[prompt.id]))
             ]
 
         def wording(text: str) -> list[int]:
@@ -194,7 +220,7 @@ class Study:
         rows: list[dict] = []
 
         def refused(tokens: list[int]) -> bool:
-            return judge.MAIN(self.text(tokens))
+            return detectors.MAIN(self.text(tokens))
 
         asked = {"test": measurement.depths, "validation": measurement.judged_depths}
         sets = [("harmful", split, depths) for split, depths in asked.items()]
@@ -218,7 +244,7 @@ class Study:
                         bar.update,
                     )
                 else:
-                    answers = generate.answer(model, questions, measurement.within, eos, bar.update)
+                    answers = generate.answer(model, questions, measurement.benign_within, eos, bar.update)
                     found = {(row, 0): response for row, response in enumerate(answers)}
                 rows += [
                     {"split": split, "kind": kind, "prompt": group[row].id, "depth": depth, **asdict(response)}
@@ -239,20 +265,37 @@ class Study:
             outcomes[place] |= {"safety": rating.safety, "unscored": rating.value is None}
         pd.DataFrame(outcomes).to_csv(folder / "outcomes.csv", index=False, float_format="%.4f")
 
+    def _window(self, kind: str) -> int:
+        """Tokens within which a refusal must be visible."""
+        return self.plan.measurement.within if kind == "harmful" else self.plan.measurement.benign_within
+
     def _outcome(self, arm: str, seed: int, row: dict) -> dict:
-        window = self.text(row["tokens"][: self.plan.measurement.within])
+        window = self.text(row["tokens"][: self._window(row["kind"])])
         return {
             "arm": arm,
             "seed": seed,
             "step": 0 if arm == "base" else self.plan.recipe.steps,
             **{key: row[key] for key in ("split", "kind", "prompt", "depth")},
-            "refused": judge.MAIN(window),
-            "refused_independent": judge.INDEPENDENT(window),
-            "complied_after": judge.complied_after(self.text(row["tokens"])),
+            "refused": detectors.MAIN(window),
+            "refused_independent": detectors.INDEPENDENT(window),
+            "complied_after": detectors.complied_after(self.text(row["tokens"])),
             "tokens": len(row["tokens"]),
             "safety": None,
             "unscored": None,
         }
+
+    def _validate(self, folder: Path, arm: str, seed: int) -> None:
+        model, rates = self.tuned(arm, seed), {}
+        for kind in ("harmful", "plain", "borderline"):
+            questions = [self.ids[prompt.id] for prompt in self.chosen(kind, "validation")]
+            found = generate.answer(model, questions, self._window(kind), self.tokenizer.eos_token_id)
+            rates[kind] = sum(detectors.MAIN(self.text(response.tokens)) for response in found) / len(found)
+        (folder / "rates.json").write_text(json.dumps(rates))
+
+    def validation_rates(self, arm: str, seed: int) -> dict[str, float]:
+        """Refusal rates on validation prompts at depth 0, by kind; trains the member if it is not there yet."""
+        self.run(["answers", f"train-{arm}-{seed}", f"validate-{arm}-{seed}"])
+        return json.loads((self.unit(f"validate-{arm}-{seed}") / "rates.json").read_text())
 
     # Tables -----------------------------------------------------------------------------------------------------------
 
@@ -265,7 +308,7 @@ class Study:
         ]
         seconds = [
             {"unit": name, "seconds": round(json.loads((self.unit(name) / "seconds.json").read_text()), 1)}
-            for name in self.fingerprints
+            for name in self.units
         ]
         return {
             "outcomes": pd.concat(outcomes, ignore_index=True),
@@ -336,7 +379,8 @@ def main(
     print(describe(plan))
     if dry_run:
         return
-    study, stored = Study(plan, into or ROOT / "runs" / plan.name), ROOT / "results" / plan.name
+    stored = ROOT / "results" / plan.name
+    study = Study(plan, into or ROOT / "runs" / plan.name, per_set=6 if plan.name == "tiny" else None)
     with study.store.held():
         study.run()
         fresh = study.store.root / "tables"

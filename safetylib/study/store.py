@@ -26,10 +26,10 @@ _REPORTED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", 
 
 # What each stage's results depend on: the modules whose code they run, and the data files they read.
 STAGES: dict[str, tuple[str, ...]] = {
-    "data": ("prompts.py", "data/benign.csv", "data/refusals.csv"),
+    "data": ("prompts.py", "detectors.py", "data/benign.csv", "data/refusals.csv"),
     "training": ("attention.py", "augment.py", "models.py", "train.py"),
-    "generation": ("attention.py", "generate.py", "models.py"),
-    "judging": ("attention.py", "judge.py"),
+    "generation": ("attention.py", "detectors.py", "generate.py", "models.py"),
+    "judging": ("attention.py", "detectors.py", "judge.py"),
 }
 
 
