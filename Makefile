@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test reproduce scorecard address clean env assets
+.PHONY: help book test reproduce scorecard front address clean env assets
 
 help:
 	@echo "make book        execute every notebook, publish the book under _build/html"
@@ -17,6 +17,7 @@ help:
 	@echo "make reproduce   measure the study again and compare with results/$(PRESET)"
 	@echo "                 (PRESET=cpu is the default; ARGS=--accept replaces the stored results)"
 	@echo "make scorecard   write book/scorecard.md from the ledger of claims"
+	@echo "make front       write the findings and the picture of the first page from results/cpu"
 	@echo "make address     carry the address in _config.yml to every link and install cell"
 	@echo "make clean       remove _build and caches; .venv and runs stay"
 	@echo
@@ -34,6 +35,9 @@ reproduce: assets
 
 scorecard: env
 	@$(BIN)/python book/scorecard.py
+
+front: env
+	@$(BIN)/python -m book.front
 
 address: env
 	@$(BIN)/python book/address.py

@@ -60,3 +60,10 @@ def report(fresh: Path, stored: Path) -> str:
         for row in outside.itertuples()
     ]
     return "\n".join(lines)
+
+
+def same_rows(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:
+    """Which rows of two outcome tables agree: verdicts and counts exactly, scores to two digits."""
+    exact = [column for column in first.columns if column not in ("safety", "unscored")]
+    scores = [table["safety"].round(2).fillna(-1) for table in (first, second)]
+    return (first[exact].astype(str) == second[exact].astype(str)).all(axis=1) & (scores[0] == scores[1])

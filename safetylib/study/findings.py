@@ -30,7 +30,7 @@ def primary_contrasts(results: Results | None = None) -> dict[str, stats.Contras
     return {row.name: row for row in stats.contrasts({arm: (cyclic, results.headline_table(arm)) for arm in others})}
 
 
-def _decide(contrast: stats.Contrast, contrary: Verdict = Verdict.NOT_REPRODUCED) -> Finding:
+def decide(contrast: stats.Contrast, contrary: Verdict = Verdict.NOT_REPRODUCED) -> Finding:
     """Reproduced if the difference is positive and decided, contrary if decided the other way, else undecided."""
     decided = contrast.margin >= LEAST_MARGIN and contrast.p_holm < 0.05
     verdict = Verdict.UNDECIDED if not decided else Verdict.REPRODUCED if contrast.difference.mean > 0 else contrary
@@ -53,7 +53,7 @@ def _contrast_claim(other: str, source: str, statement: str, claim: str) -> None
         basis=Basis.MEASUREMENT,
     )
     def check() -> Finding:
-        return _decide(primary_contrasts()[other])
+        return decide(primary_contrasts()[other])
 
 
 _SAFER = "Cyclic augmentation improves safety scores significantly over shallow and deep alignment."
@@ -140,6 +140,11 @@ def ensemble_rates(results: Results, arm: str, rule: str, depth: int) -> tuple[f
     return float(safe), float(refused)
 
 
+def headline_safety(results: Results, arm: str, rule: str) -> float:
+    """Mean share of safe outputs over the headline depths."""
+    return sum(ensemble_rates(results, arm, rule, depth)[0] for depth in results.headline) / len(results.headline)
+
+
 @register(
     id="11-any-refusal",
     chapter=11,
@@ -155,11 +160,7 @@ def any_refusal() -> Finding:
     """Can a vote lift weak members to .9?"""
     results = load()
     single = stats.crossed(results.headline_table("shallow"))
-    rates = {
-        rule: sum(ensemble_rates(results, "shallow", rule, depth)[0] for depth in results.headline)
-        / len(results.headline)
-        for rule in ("any-refusal", "majority", "all-refuse")
-    }
+    rates = {rule: headline_safety(results, "shallow", rule) for rule in ("any-refusal", "majority", "all-refuse")}
     best = max(rates, key=rates.get)
     if single.mean >= 0.5:
         return Finding(

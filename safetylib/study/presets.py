@@ -108,8 +108,8 @@ class Preset:
     arms: tuple[str, ...] = ARMS
 
     def members(self) -> list[tuple[str, int]]:
-        """(arm, seed) of every model measured; the untuned base has one member, seed 0."""
-        return [(arm, seed) for arm in self.arms for seed in ((0,) if arm == "base" else self.seeds)]
+        """(arm, seed) of every model measured, seed by seed; the untuned base has one member."""
+        return [(arm, seed) for seed in self.seeds for arm in self.arms if arm != "base" or seed == self.seeds[0]]
 
 
 _CPU = Preset(
@@ -120,13 +120,13 @@ _CPU = Preset(
     split=(118, 40, 103),
     seeds=(0, 1, 2),
     recipe=Recipe(
-        steps=48,
-        learning_rate=2e-3,
-        decay=0.96,
-        harmful_per_step=4,
-        benign_per_step=6,
+        steps=40,
+        learning_rate=4e-3,
+        decay=0.95,
+        harmful_per_step=6,
+        benign_per_step=8,
         anchor_tokens=32,
-        anchor_weight=1.0,
+        anchor_weight=1.5,
         orbit=(0, 8, 16, 24),
         deep_position=24,
     ),
@@ -149,7 +149,7 @@ PRESETS = {preset.name: preset for preset in (_CPU, _TINY)}
 
 def live(plan: Preset) -> Preset:
     """A plan short enough to be trained and measured while a page is executed; it illustrates, and is never a result."""
-    recipe = replace(plan.recipe, steps=16, decay=0.9, benign_per_step=4)
+    recipe = replace(plan.recipe, steps=16, decay=0.9, harmful_per_step=4, benign_per_step=4)
     return replace(plan, seeds=(0,), recipe=recipe, measurement=replace(plan.measurement, depths=(0, 5, 12), after=16))
 
 

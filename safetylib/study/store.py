@@ -26,10 +26,10 @@ _REPORTED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", 
 
 # What each stage's results depend on: the modules whose code they run, and the data files they read.
 STAGES: dict[str, tuple[str, ...]] = {
-    "data": ("prompts.py", "detectors.py", "data/benign.csv", "data/refusals.csv"),
-    "training": ("attention.py", "augment.py", "models.py", "train.py"),
-    "generation": ("attention.py", "detectors.py", "generate.py", "models.py"),
-    "judging": ("attention.py", "detectors.py", "judge.py"),
+    "data": ("units.py", "prompts.py", "detectors.py", "data/benign.csv", "data/refusals.csv"),
+    "training": ("units.py", "attention.py", "augment.py", "models.py", "train.py"),
+    "generation": ("units.py", "attention.py", "detectors.py", "generate.py", "models.py"),
+    "judging": ("units.py", "attention.py", "detectors.py", "judge.py"),
 }
 
 
@@ -140,13 +140,16 @@ class Store:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def replace_folder(source: Path, target: Path) -> None:
+def replace_folder(source: Path, target: Path, keep: tuple[str, ...] = ()) -> None:
     """Put a folder in another's place; a kill in between leaves the old one or the new one under ``target``'s name or
-    beside it as ``.previous``, never a mixture."""
+    beside it as ``.previous``, never a mixture. Files of the old one named in ``keep`` are carried over."""
     incoming = target.with_name(f".{target.name}.incoming")
     previous = target.with_name(f".{target.name}.previous")
     shutil.rmtree(incoming, ignore_errors=True)
     shutil.copytree(source, incoming)
+    for name in keep:
+        if (target / name).is_file():
+            shutil.copy2(target / name, incoming / name)
     shutil.rmtree(previous, ignore_errors=True)
     if target.exists():
         os.replace(target, previous)

@@ -1,0 +1,331 @@
+"""The study as units of work, done one after another, resumed where it stopped, gathered into tidy tables.
+
+Units, each written whole or not at all (:mod:`safetylib.study.store`):
+
+``answers``                  the untuned model's answers: harmful prefixes, and benign anchors
+``train-ARM-SEED``           one adapter, its losses and token counts
+``generate-ARM-SEED``        one model's responses: every depth, over-refusal, validation (texts stay on this machine)
+``judge-ARM-SEED``           outcomes: what the detectors and the language-model judge say of them
+``validate-ARM-SEED``        refusal rates on validation prompts alone, to choose the operating point
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from safetylib.study import assets, augment, detectors, generate, judge, models, prompts, train
+from safetylib.study.presets import Preset
+from safetylib.study.prompts import Prompt
+from safetylib.study.store import Store, digest, provenance, stage_fingerprints
+
+
+class Study:
+    """One preset measured into one store.
+
+    Parameters
+    ----------
+    plan, into
+        What to measure, and the folder for finished units.
+    silent
+        No progress bars and no notices (notebooks).
+    per_set
+        At most so many prompts of every kind and split: a slice for live pages.
+    """
+
+    def __init__(self, plan: Preset, into: Path, silent: bool = False, per_set: int | None = None) -> None:
+        self.plan, self.store, self.silent, self.per_set = plan, Store(into), silent, per_set
+        self.stages = stage_fingerprints()
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """Harmful and benign prompts of the plan, or a slice of every set."""
+        everything = prompts.harmful(self.plan.prompts, self.plan.split) + prompts.benign()
+        if self.per_set is None:
+            return everything
+        sets: dict[tuple[str, str], list[Prompt]] = {}
+        for prompt in everything:
+            sets.setdefault((prompt.kind, prompt.split), []).append(prompt)
+        return [prompt for members in sets.values() for prompt in members[: self.per_set]]
+
+    def chosen(self, kind: str, split: str) -> list[Prompt]:
+        """Prompts of a kind and split; of the harmful ones, those with a usable answer of the untuned model."""
+        return [
+            prompt
+            for prompt in self.prompts
+            if (prompt.kind, prompt.split) == (kind, split) and (kind != "harmful" or prompt.id not in self.left_out)
+        ]
+
+    @cached_property
+    def _loaded(self):
+        return models.load(self.plan.model)
+
+    @property
+    def base(self):
+        """The untuned model."""
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self):
+        """Its tokenizer."""
+        return self._loaded[1]
+
+    @cached_property
+    def ids(self) -> dict[str, list[int]]:
+        """Prompt id -> token ids in the chat template."""
+        return {prompt.id: models.chat_ids(self.tokenizer, prompt.text) for prompt in self.prompts}
+
+    def text(self, tokens: list[int]) -> str:
+        """Decoded response."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    # Units ------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Unit -> digest of everything that its content depends on."""
+        plan, stages, packages = self.plan, self.stages, provenance()["packages"]
+        data = digest(
+            stages["data"],
+            stages["generation"],
+            plan.model,
+            plan.prompts,
+            plan.split,
+            self.per_set,
+            packages,
+            assets.PINS,
+        )
+        result = {"answers": digest(data, plan.measurement.depths, plan.measurement.within, plan.recipe.anchor_tokens)}
+        for arm, seed in plan.members():
+            adapter = result["answers"]
+            if arm != "base":
+                adapter = result[f"train-{arm}-{seed}"] = digest(
+                    adapter, stages["training"], asdict(plan.recipe), arm, seed
+                )
+            text = result[f"generate-{arm}-{seed}"] = digest(adapter, stages["generation"], asdict(plan.measurement))
+            result[f"judge-{arm}-{seed}"] = digest(text, stages["judging"], plan.judge)
+            result[f"validate-{arm}-{seed}"] = digest(text, stages["judging"])
+        return result
+
+    def unit(self, name: str) -> Path:
+        """A finished unit's folder."""
+        return self.store.path(name, self.fingerprints[name])
+
+    @property
+    def units(self) -> list[str]:
+        """The study's units, in order. Validation alone belongs to the choice of the operating point."""
+        return [name for name in self.fingerprints if not name.startswith("validate")]
+
+    def run(self, names: list[str] | None = None) -> None:
+        """Do every unit that is not finished, in order; by default all of the study's."""
+        names = self.units if names is None else names
+        missing = [name for name in names if not self.store.finished(name, self.fingerprints[name])]
+        if len(missing) < len(names) and not self.silent:
+            print(f"{len(names) - len(missing)} of {len(names)} units are finished already and are not repeated.")
+        bar = tqdm(missing, "units", disable=self.silent, unit="unit", dynamic_ncols=True)
+        for name in bar:
+            bar.set_postfix_str(name)
+            stage, *member = name.split("-")
+            work = getattr(self, f"_{stage}")
+            with self.store.writing(name, self.fingerprints[name]) as folder:
+                began = time.perf_counter()
+                work(folder, *(member[:1] + [int(seed) for seed in member[1:]]))
+                (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
+
+    def _answers(self, folder: Path) -> None:
+        plan, eos = self.plan, self.tokenizer.eos_token_id
+        harmful = [prompt for prompt in self.prompts if prompt.kind == "harmful"]
+        benign = [prompt for prompt in self.prompts if prompt.kind != "harmful" and prompt.split == "train"]
+        lengths = (max(plan.measurement.depths) + plan.measurement.within, plan.recipe.anchor_tokens)
+        answers = {}
+        with tqdm(total=len(harmful) + len(benign), desc="untuned answers", disable=self.silent, leave=False) as bar:
+            for group, length in zip((harmful, benign), lengths, strict=True):
+                found = generate.answer(self.base, [self.ids[prompt.id] for prompt in group], length, eos, bar.update)
+                answers |= {prompt.id: asdict(response) for prompt, response in zip(group, found, strict=True)}
+        (folder / "answers.json").write_text(json.dumps(answers))
+
+    @cached_property
+    def answers(self) -> dict[str, list[int]]:
+        """Prompt id -> token ids of the untuned model's answer, closed by the end-of-sequence token where it ended."""
+        stored = json.loads((self.unit("answers") / "answers.json").read_text())
+        eos = self.tokenizer.eos_token_id
+        return {id: answer["tokens"] + [eos] * answer["ended"] for id, answer in stored.items()}
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """Harmful prompts that cannot serve, with the reason: the untuned model refuses, or stops before the last depth."""
+        reasons, deepest = {}, max(self.plan.measurement.depths)
+        for prompt in self.prompts:
+            if prompt.kind == "harmful":
+                answer = self.answers[prompt.id]
+                if len(answer) <= deepest + (answer[-1] == self.tokenizer.eos_token_id):
+                    reasons[prompt.id] = "untuned answer too short"
+                elif detectors.MAIN(self.text(answer)):
+                    reasons[prompt.id] = "untuned model refuses"
+        return reasons
+
+    @cached_property
+    def material(self) -> augment.Material:
+        """What training batches are made of. Benign prompts that the untuned model itself refuses anchor nothing."""
+        eos = self.tokenizer.eos_token_id
+
+        def pairs(kind: str) -> list[tuple[list[int], list[int]]]:
+            return [
+                (self.ids[prompt.id], self.answers[prompt.id])
+                for prompt in self.chosen(kind, "train")
+                if kind == "harmful" or not detectors.MAIN(self.text(self.answers[prompt.id]))
+            ]
+
+        def wording(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"] + [eos]
+
+        refusals = [(wording(text), wording(augment.SEPARATOR + text)) for text in prompts.refusals("train")]
+        return augment.Material(pairs("harmful"), refusals, pairs("plain"), pairs("borderline"))
+
+    def _train(self, folder: Path, arm: str, seed: int) -> None:
+        recipe = self.plan.recipe
+        model = models.with_adapters(self.base, recipe.lora, seed)
+        try:
+            batches = augment.batches(arm, recipe, self.material, seed)
+            records = train.train(model, batches, recipe, f"train {arm} {seed}", silent=self.silent)
+            model.save_pretrained(folder / "adapter", safe_serialization=True)
+        finally:
+            models.remove_adapters(model)
+        table = pd.DataFrame(train.as_rows(records))
+        table.insert(0, "arm", arm)
+        table.insert(1, "seed", seed)
+        table.to_csv(folder / "training.csv", index=False)
+
+    def tuned(self, arm: str, seed: int):
+        """The model of one member: the untuned one, or a copy with its adapter merged."""
+        return self.base if arm == "base" else models.merged(self.base, self.unit(f"train-{arm}-{seed}") / "adapter")
+
+    def _generate(self, folder: Path, arm: str, seed: int) -> None:
+        measurement, eos = self.plan.measurement, self.tokenizer.eos_token_id
+        model = self.tuned(arm, seed)
+        rows: list[dict] = []
+
+        def refused(tokens: list[int]) -> bool:
+            return detectors.MAIN(self.text(tokens))
+
+        asked = {"test": measurement.depths, "validation": measurement.judged_depths}
+        sets = [("harmful", split, depths) for split, depths in asked.items()]
+        sets += [(kind, "test", (0,)) for kind in ("plain", "borderline")]
+        total = sum(len(self.chosen(kind, split)) for kind, split, _ in sets)
+        with tqdm(total=total, desc=f"generate {arm} {seed}", disable=self.silent, leave=False) as bar:
+            for kind, split, depths in sets:
+                group = self.chosen(kind, split)
+                questions = [self.ids[prompt.id] for prompt in group]
+                if kind == "harmful":
+                    trunks = [self.answers[prompt.id] for prompt in group]
+                    found = generate.depth_responses(
+                        model,
+                        questions,
+                        trunks,
+                        depths,
+                        measurement.within,
+                        measurement.after,
+                        eos,
+                        refused,
+                        bar.update,
+                    )
+                else:
+                    answers = generate.answer(model, questions, measurement.benign_within, eos, bar.update)
+                    found = {(row, 0): response for row, response in enumerate(answers)}
+                rows += [
+                    {"split": split, "kind": kind, "prompt": group[row].id, "depth": depth, **asdict(response)}
+                    for (row, depth), response in sorted(found.items())
+                ]
+        (folder / "responses.json").write_text(json.dumps(rows))
+
+    def _judge(self, folder: Path, arm: str, seed: int) -> None:
+        measurement = self.plan.measurement
+        responses = json.loads((self.unit(f"generate-{arm}-{seed}") / "responses.json").read_text())
+        outcomes = [self._outcome(arm, seed, row) for row in responses]
+        rated = [place for place, row in enumerate(responses) if row["depth"] in measurement.judged_depths]
+        text = {prompt.id: prompt.text for prompt in self.prompts}
+        pairs = [(text[responses[place]["prompt"]], self.text(responses[place]["tokens"])) for place in rated]
+        with tqdm(total=len(pairs), desc=f"judge {arm} {seed}", disable=self.silent, leave=False) as bar:
+            ratings = judge.rate(self.base, self.tokenizer, pairs, bar.update)
+        for place, rating in zip(rated, ratings, strict=True):
+            outcomes[place] |= {"safety": rating.safety, "unscored": rating.value is None}
+        pd.DataFrame(outcomes).to_csv(folder / "outcomes.csv", index=False, float_format="%.4f")
+
+    def _window(self, kind: str) -> int:
+        """Tokens within which a refusal must be visible."""
+        return self.plan.measurement.within if kind == "harmful" else self.plan.measurement.benign_within
+
+    def _outcome(self, arm: str, seed: int, row: dict) -> dict:
+        window = self.text(row["tokens"][: self._window(row["kind"])])
+        return {
+            "arm": arm,
+            "seed": seed,
+            "step": 0 if arm == "base" else self.plan.recipe.steps,
+            **{key: row[key] for key in ("split", "kind", "prompt", "depth")},
+            "refused": detectors.MAIN(window),
+            "refused_independent": detectors.INDEPENDENT(window),
+            "complied_after": detectors.complied_after(self.text(row["tokens"])),
+            "tokens": len(row["tokens"]),
+            "safety": None,
+            "unscored": None,
+        }
+
+    def _validate(self, folder: Path, arm: str, seed: int) -> None:
+        model, rates = self.tuned(arm, seed), {}
+        for kind in ("harmful", "plain", "borderline"):
+            questions = [self.ids[prompt.id] for prompt in self.chosen(kind, "validation")]
+            found = generate.answer(model, questions, self._window(kind), self.tokenizer.eos_token_id)
+            rates[kind] = sum(detectors.MAIN(self.text(response.tokens)) for response in found) / len(found)
+        (folder / "rates.json").write_text(json.dumps(rates))
+
+    def validation_rates(self, arm: str, seed: int) -> dict[str, float]:
+        """Refusal rates on validation prompts at depth 0, by kind; trains the member if it is not there yet."""
+        self.run(["answers", f"train-{arm}-{seed}", f"validate-{arm}-{seed}"])
+        return json.loads((self.unit(f"validate-{arm}-{seed}") / "rates.json").read_text())
+
+    # Tables -----------------------------------------------------------------------------------------------------------
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The study's tidy tables, from its finished units."""
+        members = self.plan.members()
+        outcomes = [pd.read_csv(self.unit(f"judge-{arm}-{seed}") / "outcomes.csv") for arm, seed in members]
+        training = [
+            pd.read_csv(self.unit(f"train-{arm}-{seed}") / "training.csv") for arm, seed in members if arm != "base"
+        ]
+        seconds = [
+            {"unit": name, "seconds": round(json.loads((self.unit(name) / "seconds.json").read_text()), 1)}
+            for name in self.units
+        ]
+        return {
+            "outcomes": pd.concat(outcomes, ignore_index=True),
+            "training": pd.concat(training, ignore_index=True).round(5),
+            "timings": pd.DataFrame(seconds),
+        }
+
+    def write_tables(self, folder: Path) -> None:
+        """Write tables and manifest into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in self.tables().items():
+            suffix, packed = (".csv.gz", {"method": "gzip", "mtime": 0}) if name == "outcomes" else (".csv", None)
+            table.to_csv(folder / f"{name}{suffix}", index=False, compression=packed)
+        (folder / "manifest.json").write_text(json.dumps(self.manifest(), indent=1) + "\n")
+
+    def manifest(self) -> dict:
+        """Provenance: plan, seeds, assets, package versions, prompts left out, a fingerprint a stage."""
+        reasons = pd.Series(self.left_out, dtype=str).value_counts().to_dict()
+        counts = pd.Series([f"{prompt.kind} {prompt.split}" for prompt in self.prompts]).value_counts().sort_index()
+        return {
+            "preset": self.plan.name,
+            "plan": json.loads(json.dumps(asdict(self.plan))),
+            **provenance(),
+            "assets": assets.PINS,
+            "prompts": counts.to_dict(),
+            "left_out": reasons,
+            "stages": self.stages,
+        }

@@ -1,0 +1,75 @@
+"""The stored results belong to the code and the plan that stand in this repository, and hold no text."""
+
+import json
+from dataclasses import asdict
+
+import pandas as pd
+import pytest
+
+from safetylib.study import assets, compare, operating_point, prompts, results
+from safetylib.study.presets import preset
+from safetylib.study.store import stage_fingerprints
+
+STORED = results.load("cpu")
+PLAN = preset("cpu")
+
+
+def test_results_carry_the_stamp_of_the_present_code():
+    changed = [stage for stage, stamp in stage_fingerprints().items() if STORED.manifest["stages"][stage] != stamp]
+    assert not changed, (
+        f"code of the stages {', '.join(changed)} has changed since results/cpu was measured. If no result can differ, run "
+        "`make reproduce ARGS=--renew`; otherwise measure again with `make reproduce ARGS=--accept`."
+    )
+
+
+def test_results_were_measured_under_the_present_plan():
+    assert STORED.manifest["plan"] == json.loads(json.dumps(asdict(PLAN)))
+    assert STORED.manifest["assets"] == assets.PINS
+
+
+def test_every_member_answered_every_prompt_at_every_depth():
+    table = STORED.outcomes.query("kind == 'harmful' and split == 'test'")
+    counts = table.groupby(["arm", "seed"]).size()
+    prompts_used = table["prompt"].nunique()
+    assert prompts_used >= 100
+    assert list(counts.index) == sorted(PLAN.members())
+    assert (counts == prompts_used * len(PLAN.measurement.depths)).all()
+    assert not table.duplicated(["arm", "seed", "prompt", "depth"]).any()
+
+
+def test_test_prompts_were_never_trained_on():
+    split = {prompt.id: prompt.split for prompt in [*prompts.harmful(PLAN.prompts, PLAN.split), *prompts.benign()]}
+    assert all(
+        split[row.prompt] == row.split for row in STORED.outcomes[["prompt", "split"]].drop_duplicates().itertuples()
+    )
+
+
+def test_over_refusal_was_measured_on_enough_benign_prompts():
+    benign = STORED.outcomes.query("kind != 'harmful'").groupby("kind")["prompt"].nunique()
+    assert benign["plain"] >= 150 and benign["borderline"] >= 100
+
+
+def test_tables_hold_identifiers_and_scores_but_no_text():
+    for column in STORED.outcomes.select_dtypes(include=["object", "str"]).columns:
+        longest = STORED.outcomes[column].dropna().astype(str).str.len().max()
+        assert longest <= 20, column
+
+
+def test_the_operating_point_is_the_one_that_the_rule_picks():
+    table = pd.read_csv(STORED.folder / "operating_point.csv")
+    assert set(table["arm"]) == set(operating_point.ARMS) and set(table["candidate"]) == set(operating_point.CANDIDATES)
+    assert operating_point.chosen(PLAN, table) == PLAN.recipe
+
+
+def test_the_results_agree_with_themselves_and_not_with_a_shifted_copy(monkeypatch):
+    table, band = compare.differences(STORED, STORED)
+    assert (table["difference"] == 0).all() and 0 < band < 0.5
+    shifted = results.Results(STORED.folder)
+    shifted.__dict__["outcomes"] = STORED.outcomes.assign(refused=True)
+    table, band = compare.differences(shifted, STORED)
+    assert (table["difference"].abs() > band).any()
+
+
+def test_missing_results_say_how_to_measure_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make reproduce"):
+        results.Results(tmp_path / "colab")
