@@ -248,7 +248,11 @@ class Study:
         measurement = self.plan.measurement
         responses = json.loads((self.unit(f"generate-{arm}-{seed}") / "responses.json").read_text())
         outcomes = [self._outcome(arm, seed, row) for row in responses]
-        rated = [place for place, row in enumerate(responses) if row["depth"] in measurement.judged_depths]
+        rated = [
+            place
+            for place, row in enumerate(responses)
+            if row["kind"] == "harmful" and row["depth"] in measurement.judged_depths
+        ]
         text = {prompt.id: prompt.text for prompt in self.prompts}
         pairs = [(text[responses[place]["prompt"]], self.text(responses[place]["tokens"])) for place in rated]
         with tqdm(total=len(pairs), desc=f"judge {arm} {seed}", disable=self.silent, leave=False) as bar:
