@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from safetylib import figures, stats
+from safetylib import figures
 from safetylib.claims import Verdict
 from safetylib.study import findings
 from safetylib.study.results import Results, load
@@ -23,8 +23,8 @@ BEGIN, END = "<!-- found: written by `make front` -->", "<!-- end of found -->"
 
 def sentences(results: Results) -> list[str]:
     """The three findings, with their numbers; the wording follows the verdicts."""
-    rate = {arm: stats.crossed(results.headline_table(arm)) for arm in results.arms}
-    start = stats.crossed(results.table("shallow"))
+    rate = {arm: results.headline_estimate(arm) for arm in results.arms}
+    start = results.estimate("shallow")
     depths = ", ".join(map(str, results.headline[:-1])) + f" or {results.headline[-1]}"
     placed = (
         f"Trained to refuse at the first token only, the model refuses {start} of held-out harmful prompts, but "
@@ -44,9 +44,9 @@ def sentences(results: Results) -> list[str]:
     }
     best = max(votes, key=votes.get)
     width = (
-        f"Width does not replace depth here: of three shallow models, even the best vote ({best}) is safe on "
+        f"Width does not replace depth here: of {len(results.manifest['plan']['seeds'])} shallow models, even the best vote ({best}) is safe on "
         if votes[best] < rate["cyclic"].mean
-        else f"Width replaces depth here: the best vote of three shallow models ({best}) is safe on "
+        else f"Width replaces depth here: the best vote of the shallow models ({best}) is safe on "
     ) + f"{votes[best]:.2f} of those prompts, one cyclic model on {rate['cyclic'].mean:.2f}."
     return [placed, cycle, width]
 

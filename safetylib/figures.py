@@ -135,12 +135,10 @@ def depth_curves(results, column: str = "refused") -> plt.Figure:
     column
         Outcome column to average.
     """
-    from safetylib import stats
-
     figure, axes = new_axes()
     orbit = results.manifest["plan"]["recipe"]["orbit"]
     for arm, style in ARM_STYLES.items():
-        estimates = [stats.crossed(results.table(arm, depth, column=column)) for depth in results.depths]
+        estimates = [results.estimate(arm, depth, column=column) for depth in results.depths]
         means = [estimate.mean for estimate in estimates]
         axes.plot(results.depths, means, label=arm, markersize=5, **style)
         low, high = ([getattr(estimate, end) for estimate in estimates] for end in ("low", "high"))
@@ -161,10 +159,8 @@ def live_curve(
     results, arm: str, depths: list[int], rates: list[float], low: list[float], high: list[float]
 ) -> plt.Figure:
     """A depth curve measured in the page, over the stored curve of the same arm."""
-    from safetylib import stats
-
     figure, axes = new_axes()
-    estimates = [stats.crossed(results.table(arm, depth)) for depth in results.depths]
+    estimates = [results.estimate(arm, depth) for depth in results.depths]
     style = ARM_STYLES[arm]
     axes.plot(results.depths, [estimate.mean for estimate in estimates], label=f"{arm}, stored", markersize=4, **style)
     axes.fill_between(
@@ -232,4 +228,240 @@ def votes_by_depth(depths: list[int], curves: dict[str, list[float]], title: str
         )
     axes.set(xlabel="prefill depth, tokens", ylabel="safe outputs, share of prompts", ylim=(-0.03, 1.03), title=title)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def orbit_picture(pushes, totals: dict) -> plt.Figure:
+    """A bias carried round an orbit: the orbit, who is pushed when and how much, and what each state gets in all.
+
+    Parameters
+    ----------
+    pushes
+        (L, n): the size of the push that state j of the orbit gets at update t; zero where it gets none.
+    totals
+        Label of a schedule to the L totals.
+    """
+    figure, (circle, grid, bars) = new_axes(3, figsize=(8.8, 3.5), width_ratios=(1.25, 1.6, 1))
+    length, updates = pushes.shape
+    angles = np.pi / 2 - 2 * np.pi * np.arange(length) / length
+    x, y = np.cos(angles), np.sin(angles)
+    for j in range(length):
+        circle.annotate(
+            "",
+            (x[(j + 1) % length], y[(j + 1) % length]),
+            (x[j], y[j]),
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": INK,
+                "connectionstyle": "arc3,rad=-0.25",
+                "shrinkA": 17,
+                "shrinkB": 17,
+            },
+        )
+        label = "$r$" if j == 0 else r"$\pi r$" if j == 1 else rf"$\pi^{j}r$"
+        circle.annotate(label, (x[j], y[j]), ha="center", va="center")
+        when = f"$t$ = {j},\n{j + length}, ..."
+        circle.annotate(when, (1.7 * x[j], 1.75 * y[j]), ha="center", va="center", fontsize=8)
+    circle.scatter(x, y, s=650, facecolors="none", edgecolors=[PALETTE[1]] + [PALETTE[0]] * (length - 1), linewidths=2)
+    circle.set(xlim=(-2.1, 2.1), ylim=(-2.1, 2.1), aspect="equal", title="the orbit of $r$")
+    circle.axis("off")
+    image = grid.imshow(np.ma.masked_equal(pushes, 0), cmap="cividis_r", vmin=0, aspect="auto")
+    grid.set(xlabel="update $t$", ylabel="state of the orbit, $j$", title=r"pushes $\gamma^t\,B(t)$")
+    grid.set_yticks(range(length))
+    grid.set_xticks(range(0, updates, length))
+    grid.grid(False)
+    figure.colorbar(image, ax=grid, label="size of the push")
+    height = 0.8 / len(totals)
+    for place, (label, total) in enumerate(totals.items()):
+        at = np.arange(length) + (place - (len(totals) - 1) / 2) * height
+        hatch = ("", "//", "..")[place % 3]
+        bars.barh(at, total, height, label=label, color=PALETTE[place], hatch=hatch, edgecolor="white", linewidth=0)
+    bars.invert_yaxis()
+    bars.set_yticks(range(length))
+    bars.set(xlabel="all pushes together", title="totals")
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=9)
+    return figure
+
+
+def over_orbit_length(lengths, curves: dict, ylabel: str) -> plt.Figure:
+    """Quantities over the length of the orbit, one curve a label."""
+    figure, axes = new_axes()
+    for i, (label, values) in enumerate(curves.items()):
+        axes.plot(lengths, values, label=label, linestyle=DASHES[i % 6], marker=MARKERS[i % 6], markersize=4)
+    axes.set(xlabel="orbit length $L$", ylabel=ylabel, ylim=(0, None))
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def required_risks(width, curves: dict, *, members: tuple[float, float], label: str) -> plt.Figure:
+    """The risk that a member may have, over the ensemble's width, one curve a rule or bound.
+
+    Parameters
+    ----------
+    width
+        Numbers of members.
+    curves
+        Label to required risks at ``width``; values of zero and below, which no member meets, leave the axis.
+    members
+        A band of members' risks, drawn and named by ``label``.
+    """
+    figure, axes = new_axes()
+    axes.axhspan(*members, color=INK, alpha=0.25, linewidth=0)
+    axes.annotate(f" {label}", (0, members[1]), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
+    for i, (name, risks) in enumerate(curves.items()):
+        shown = np.ma.masked_less_equal(risks, 0)
+        style = {"linestyle": DASHES[i % 6], "marker": MARKERS[i % 6], "markevery": (i, 6), "markersize": 4}
+        axes.plot(width, shown, label=name, **style)
+    axes.set(xlabel="width, members $W$", ylabel="risk $p$ that a member may have", xscale="log", yscale="log")
+    axes.set_ylim(top=1.6)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def joint_law_range(width, low, high, independent, *, single: float, reported: tuple[float, float]) -> plt.Figure:
+    """Safety scores of a majority over its width: all that some joint law allows, and independent members.
+
+    Parameters
+    ----------
+    width
+        Numbers of members.
+    low, high
+        Ends of the range over all joint laws.
+    independent
+        Scores with independent members.
+    single, reported
+        The members' own score, and the band of scores that are reported for ensembles.
+    """
+    figure, axes = new_axes()
+    axes.axhspan(*reported, color=PALETTE[1], alpha=0.2, linewidth=0)
+    axes.annotate("reported for ensembles", (width[0], sum(reported) / 2), va="center", color=INK)
+    axes.vlines(width, low, high, color=PALETTE[0], linewidth=5, alpha=0.5, label="possible under some joint law")
+    axes.plot(width, independent, MARKERS[1], color=PALETTE[1], label="independent members")
+    axes.axhline(single, color=INK, linestyle="--", linewidth=1, label="a single member")
+    axes.set(xlabel="width, members $W$", ylabel="safety score of a majority", ylim=(-0.02, 1.02), xticks=width)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def risk_floors(width, curves: dict, floors: dict, *, epsilon: float) -> plt.Figure:
+    """Risk of a majority over its width, one curve a correlation, each with the floor that it tends to.
+
+    ``curves`` and ``floors`` map the same labels to risks at ``width`` and to limits (zero: none is drawn).
+    """
+    figure, axes = new_axes()
+    for i, (name, risks) in enumerate(curves.items()):
+        style = {"linestyle": DASHES[i % 6], "marker": MARKERS[i % 6], "markevery": (i, 5), "markersize": 4}
+        axes.plot(width, risks, color=PALETTE[i % 6], label=name, **style)
+        if floors[name] > 0:
+            axes.axhline(floors[name], xmin=0.8, color=PALETTE[i % 6], linewidth=3, alpha=0.5)
+    axes.axhline(epsilon, color=INK, linewidth=1)
+    axes.annotate(f"$\\epsilon$ = {epsilon:g}", (0.01, epsilon), xycoords=("axes fraction", "data"), va="top")
+    axes.set(xlabel="width, members $W$ (odd)", ylabel="risk of a majority", xscale="log", yscale="log")
+    axes.set_ylim(bottom=epsilon / 30, top=1)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="correlation")
+    return figure
+
+
+def state_space(matrix, contexts, curves: dict) -> plt.Figure:
+    """The pattern of a small model's transition matrix, and how the number of states grows with the context.
+
+    Parameters
+    ----------
+    matrix
+        Scipy-sparse transition matrix over all windows.
+    contexts
+        Context lengths.
+    curves
+        Label to the decimal logarithm of the number of states at ``contexts``.
+    """
+    figure, (left, right) = new_axes(2)
+    entries = matrix.tocoo()
+    left.plot(entries.col, entries.row, ",", color=PALETTE[0])
+    left.set(
+        xlabel="next window", ylabel="window", aspect="equal", xlim=(0, matrix.shape[0]), ylim=(matrix.shape[0], 0)
+    )
+    left.set_title("non-zero transition probabilities", fontsize=10)
+    left.grid(False)
+    for i, (label, digits) in enumerate(curves.items()):
+        right.plot(contexts, digits, label=label, linestyle=DASHES[i % 6], marker=MARKERS[i % 6], markersize=4)
+    right.set(xlabel="context $K$, tokens", ylabel="digits of the number of states", xscale="log", yscale="log")
+    right.legend(title="vocabulary $V$", loc="upper left")
+    return figure
+
+
+def forced_prefixes(prefixes, exact, predicted) -> plt.Figure:
+    """Probability of refusing after each forced prefix: the exact chain beside the lumped prediction."""
+    figure, axes = new_axes()
+    rows = np.arange(len(prefixes))
+    axes.hlines(rows, exact, predicted, color=INK, linewidth=1)
+    axes.plot(exact, rows, MARKERS[0], color=PALETTE[0], label="exact chain")
+    axes.plot(predicted, rows, MARKERS[1], color=PALETTE[1], markerfacecolor="none", label="lumped prediction")
+    axes.set_yticks(rows, prefixes, family="monospace")
+    axes.invert_yaxis()
+    axes.set(xlabel="probability of a refusal within the next eight tokens", ylabel="forced prefix", xlim=(-0.03, 1.03))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def completion_and_leak(completions: dict, leaks: dict, *, points: dict | None = None) -> plt.Figure:
+    """Completion and leak over the length of a forced harmful prefix, one curve a label.
+
+    Parameters
+    ----------
+    completions, leaks
+        Label to values for prefixes of 0, 1, 2, ... tokens.
+    points
+        Label to completions from another source, drawn as crosses over the curves of the left panel.
+    """
+    figure, (left, right) = new_axes(2)
+    for panel, curves in ((left, completions), (right, leaks)):
+        for i, (label, values) in enumerate(curves.items()):
+            panel.plot(values, label=label, linestyle=DASHES[i % 6], marker=MARKERS[i % 6], markersize=5, alpha=0.85)
+        panel.set(xlabel="harmful prefix $k$, tokens")
+        panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    for i, values in enumerate((points or {}).values()):
+        left.plot(values, "x", color=INK, markersize=7, label="exact chain of the model" if i == 0 else None)
+    left.set(ylabel="completion $F_k$", ylim=(-0.03, 1.03))
+    right.set(ylabel="leak $A_k$, further harmful tokens", ylim=(0, None))
+    handles, labels = left.get_legend_handles_labels()
+    right.legend(handles, labels, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def depth_width_frontier(width, curves: dict, *, floor: tuple[float, str] | None = None) -> plt.Figure:
+    """Updates that each member needs, over the ensemble's width, one curve a rule; infinite ones are left out.
+
+    ``floor`` is a depth that no width removes, and its name.
+    """
+    figure, axes = new_axes()
+    for i, (name, steps) in enumerate(curves.items()):
+        style = {"linestyle": DASHES[i % 6], "marker": MARKERS[i % 6], "markevery": (i, 6), "markersize": 4}
+        axes.plot(width, np.ma.masked_invalid(steps), color=PALETTE[i % 6], label=name, **style)
+    if floor:
+        axes.axhline(floor[0], color=INK, linewidth=1)
+        axes.annotate(
+            f"{floor[1]} ", (1, floor[0]), xycoords=("axes fraction", "data"), va="top", ha="right", fontsize=9
+        )
+    axes.set(xlabel="width, members $W$", ylabel="depth, updates $n(W)$ of each member", xscale="log", ylim=(-2, None))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def design_costs(width, panels: dict[str, dict]) -> plt.Figure:
+    """Cost of the cheapest ensemble of each width, one panel a way to pay or to bound, one curve a price of a member.
+
+    ``panels`` maps a title to curves, and a curve's label to costs at ``width``; the least of each is marked.
+    """
+    figure, axes = new_axes(len(panels), sharey=True)
+    for panel, (title, curves) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        for i, (name, cost) in enumerate(curves.items()):
+            cost = np.ma.masked_invalid(cost)
+            panel.plot(width, cost, DASHES[i % 6], color=PALETTE[i % 6], label=name)
+            best = int(np.argmin(cost))
+            panel.plot(width[best], cost[best], MARKERS[i % 6], color=PALETTE[i % 6], markersize=8)
+        panel.set(xlabel="width, members $W$", xscale="log", yscale="log", title=title)
+        panel.title.set_fontsize(10)
+    np.atleast_1d(axes)[0].set_ylabel("cost, in updates")
+    np.atleast_1d(axes)[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), title="member's price")
     return figure

@@ -1,50 +1,76 @@
 """Intervals, contrasts and agreement for prompts crossed with seeds (scipy and statsmodels do the work).
 
-Every seed answers every prompt, so a rate over seeds and prompts has two sources of variation, and its sample size is
-not their product. Intervals therefore resample both (a crossed bootstrap, after Owen and Eckles 2012, "pigeonhole").
+Every seed answers every prompt, so a mean over seeds and prompts has two sources of variation, and its sample size is
+not their product. With A the variance of the seeds' means over their number, and B the variance of the prompts' means
+over theirs, the squared standard error is A + B - C, where C is the share of the residual that both count (the two-way
+random-effects estimate; a crossed bootstrap converges to it). Seeds are few, so intervals and p-values refer to Student's t with
+Satterthwaite's degrees of freedom (A + B)^2 / (A^2/f + B^2/(P-1)), and tables of one family (the arms at one depth, the
+contrasts of one analysis) share one between-seed variance, pooled over the family: f is S - 1 times the tables pooled.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-RESAMPLES = 2000
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval, its standard error, and what stands behind it."""
+    """A mean with its 95 % interval, its standard error and degrees of freedom, and what stands behind it."""
 
     mean: float
     low: float
     high: float
     standard_error: float
+    freedom: float
     prompts: int
     seeds: int
 
+    def within(self, least: float, most: float) -> Estimate:
+        """The estimate with its interval cut to what the quantity can be."""
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
+
     def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        mean, low, high = (round(value, 2) + 0.0 for value in (self.mean, self.low, self.high))  # no "-0.00"
+        return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
-    """Means of tables whose rows (seeds) and columns (prompts) are both drawn with replacement."""
-    generator = np.random.default_rng(seed)
+def _seed_variance(tables: list[np.ndarray]) -> tuple[float, int]:
+    """Variance of seeds' means pooled over tables, and its degrees of freedom; tables of one seed say nothing."""
+    means = [table.mean(axis=1) for table in tables if len(table) > 1]
+    freedom = sum(len(mean) - 1 for mean in means)
+    return (sum(((mean - mean.mean()) ** 2).sum() for mean in means) / freedom, freedom) if freedom else (0.0, 0)
+
+
+def _error(values: np.ndarray, family: list[np.ndarray]) -> tuple[float, float]:
+    """Standard error of a (seeds, prompts) table's mean, and its degrees of freedom."""
     seeds, prompts = values.shape
-    row_weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    column_weights = generator.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES) / prompts
-    return np.einsum("rs,sp,rp->r", row_weights, values, column_weights)
+    variance, seed_freedom = _seed_variance(family) if seeds > 1 else (0.0, 0)
+    by_seed, by_prompt = variance / seeds, values.mean(axis=0).var(ddof=1) / prompts if prompts > 1 else 0.0
+    if by_seed + by_prompt == 0:
+        return 0.0, float("inf")
+    shared = 0.0
+    if seeds > 1 and prompts > 1:
+        residual = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+        shared = (residual**2).sum() / ((seeds - 1) * (prompts - 1)) / (seeds * prompts)
+    freedom = (by_seed + by_prompt) ** 2 / (
+        (by_seed**2 / seed_freedom if seed_freedom else 0.0) + (by_prompt**2 / (prompts - 1) if prompts > 1 else 0.0)
+    )
+    return float(np.sqrt(max(by_seed + by_prompt - shared, by_seed, by_prompt))), float(freedom)
 
 
-def crossed(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of a (seeds, prompts) table with a crossed-bootstrap interval.
+def crossed(values: np.ndarray, family: list[np.ndarray] | None = None) -> Estimate:
+    """Mean of a (seeds, prompts) table with a 95 % interval over both.
 
-    With one seed only prompts vary. A rate of exactly 0 or 1 over boolean outcomes gets the Wilson interval of its prompts,
-    since resampling cannot see beyond it.
+    ``family`` holds the tables over which the between-seed variance is pooled, this one included; by default it stands
+    alone.
+
+    With one seed only prompts vary, and the interval says nothing about other seeds. Intervals of boolean outcomes stay in
+    [0, 1]; a rate of exactly 0 or 1 gets the Wilson interval of its prompts, since variances cannot see beyond it.
 
     Raises
     ------
@@ -58,11 +84,15 @@ def crossed(values: np.ndarray, seed: int = 0) -> Estimate:
     if not np.isfinite(values).all():
         raise ValueError("values holds entries that are not finite: leave unscored prompts out and say how many")
     seeds, prompts = values.shape
-    means = _resampled_means(values, seed)
-    low, high = np.quantile(means, [0.025, 0.975])
-    if is_rate and np.ptp(values) == 0:
-        low, high = proportion_confint(values.flat[0] * prompts, prompts, method="wilson")
-    return Estimate(float(values.mean()), float(low), float(high), float(means.std(ddof=1)), prompts, seeds)
+    pooled = [values] if family is None else [np.asarray(table, dtype=float) for table in family]
+    mean, (error, freedom) = float(values.mean()), _error(values, pooled)
+    reach = float(stats.t.isf(0.025, freedom)) * error if error else 0.0
+    low, high = mean - reach, mean + reach
+    if is_rate:
+        low, high = max(low, 0.0), min(high, 1.0)
+        if np.ptp(values) == 0:
+            low, high = proportion_confint(values.flat[0] * prompts, prompts, method="wilson")
+    return Estimate(mean, float(low), float(high), error, freedom, prompts, seeds)
 
 
 @dataclass(frozen=True)
@@ -77,47 +107,61 @@ class Contrast:
     @property
     def margin(self) -> float:
         """The difference in standard errors."""
-        error = self.difference.standard_error
-        return abs(self.difference.mean) / error if error else float("inf")
+        return _ratio(self.difference)
 
 
-def contrasts(pairs: dict[str, tuple[np.ndarray, np.ndarray]], seed: int = 0) -> list[Contrast]:
+def _ratio(estimate: Estimate) -> float:
+    """A mean in standard errors: 0 for no difference at all, infinite for one that never varies."""
+    if estimate.mean == 0:
+        return 0.0
+    return abs(estimate.mean) / estimate.standard_error if estimate.standard_error else float("inf")
+
+
+def contrasts(pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Contrast]:
     """Paired contrasts of (seeds, prompts) tables, first minus second, with Holm's correction over all of them.
 
     The same prompts stand in the same columns. Seeds are matched by row where both tables have as many; a table of one
-    row (an untuned model) is compared with every row. p-values are two-sided, from the bootstrap's standard error and a
-    normal reference.
+    row (an untuned model) is compared with every row. The contrasts pool their between-seed variance. p-values are two-sided.
     """
-    names, estimates, p_values = list(pairs), [], []
-    for first, second in pairs.values():
-        first, second = np.asarray(first, float), np.asarray(second, float)
-        estimate = crossed(first - second, seed)
-        error = estimate.standard_error
-        z = abs(estimate.mean) / error if error else (np.inf if estimate.mean else 0.0)
-        estimates.append(estimate)
-        p_values.append(float(2 * stats.norm.sf(z)))
+    differences = [np.asarray(first, float) - np.asarray(second, float) for first, second in pairs.values()]
+    estimates = [crossed(difference, differences) for difference in differences]
+    p_values = [float(2 * stats.t.sf(_ratio(estimate), estimate.freedom)) for estimate in estimates]
     holm = multipletests(p_values, method="holm")[1]
-    return [Contrast(*row) for row in zip(names, estimates, p_values, map(float, holm), strict=True)]
+    return [Contrast(*row) for row in zip(pairs, estimates, p_values, map(float, holm), strict=True)]
 
 
-def replication_band(tables: list[np.ndarray], alpha: float = 0.05) -> float:
-    """Half-width within which an independent rerun's means should fall, for all of several cells at once.
+def replication_band(tables: list[np.ndarray], alpha: float = 0.05) -> np.ndarray:
+    """Half-widths within which an independent rerun's means should fall, for all of several cells at once.
 
     A *prediction* band for the difference of two independent means over the same prompts and as many fresh seeds:
-    z * sqrt(2 s^2 / S), with s the between-seed standard deviation pooled over cells and z at level alpha / cells
-    (Bonferroni, t reference with the pooled degrees of freedom). One 95 % confidence interval would be left by an
-    independent replicate in 17 % of cases.
+    t * sqrt(2 s^2 / S), with t at level alpha / cells (Bonferroni). A cell's s is the larger of its own between-seed standard
+    deviation and the one pooled over cells (three seeds say little about one cell, and cells vary unequally), and never less
+    than one prompt's worth. One 95 % confidence interval would be left by an independent replicate in 17 % of cases.
 
     Parameters
     ----------
     tables
         One (seeds, prompts) table a cell; at least two seeds each.
+
+    Returns
+    -------
+    ndarray
+        One half-width a cell.
+
+    Raises
+    ------
+    ValueError
+        No cell, fewer than two seeds, or values that are not finite.
     """
+    if not tables:
+        raise ValueError("a replication band needs at least one cell")
     means = np.array([np.asarray(table, float).mean(axis=1) for table in tables])
     cells, seeds = means.shape
     if seeds < 2:
         raise ValueError("a replication band needs at least two seeds a cell")
-    pooled = np.sqrt(means.var(axis=1, ddof=1).mean())
-    # A rate cannot be read more finely than one prompt; without this floor, constant cells would allow no rerun at all.
-    pooled = max(pooled, 1 / np.asarray(tables[0]).shape[1])
-    return float(stats.t.isf(alpha / cells / 2, cells * (seeds - 1)) * np.sqrt(2 / seeds) * pooled)
+    if not np.isfinite(means).all():
+        raise ValueError("tables hold entries that are not finite")
+    own = means.std(axis=1, ddof=1)
+    pooled = np.sqrt((own**2).mean())
+    deviation = np.maximum(np.maximum(own, pooled), 1 / np.asarray(tables[0]).shape[1])
+    return stats.t.isf(alpha / cells / 2, cells * (seeds - 1)) * np.sqrt(2 / seeds) * deviation

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from book import address, build, scorecard
+from book import address, build, front, scorecard
 from safetylib.claims import Basis, Claim, Finding, Verdict
 
 ROOT = build.ROOT
@@ -129,6 +129,12 @@ def test_no_measured_number_is_typed_in_prose(path):
 
 def test_no_measured_number_is_typed_in_the_introduction():
     assert typed_numbers((ROOT / "book" / "introduction.md").read_text(encoding="utf-8")) == []
+
+
+def test_the_first_page_and_the_readme_say_what_the_results_say():
+    for path, text in front.rendered(ROOT).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date; run: make front"
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count(front.BEGIN) == 1
 
 
 # The builder

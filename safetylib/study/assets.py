@@ -93,9 +93,10 @@ def sha256(path: Path) -> str:
 @contextmanager
 def _room_for(target: Path) -> Iterator[Path]:
     """Yield a scratch folder beside ``target``; it is removed whatever happens, and a full disk is said plainly."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
+    scratch = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
         yield scratch
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -105,7 +106,8 @@ def _room_for(target: Path) -> Iterator[Path]:
             "at a folder on another disk, and run the command again. Nothing was installed."
         ) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check(path: Path, expected: str, what: str, remedy: str) -> None:
@@ -187,29 +189,34 @@ def fetch(asset: Asset) -> Path:
 def embedded_model() -> Path:
     """Folder with SmolLM2-135M-Instruct as safetensors and tokenizer, converted once from the pinned GGUF file.
 
-    The converted weights carry their own digest in ``conversion.json``, checked at every call, so that a damaged cache
-    is noticed and not measured.
+    Every converted file carries its own digest in ``conversion.json``, checked at every call, so that a damaged cache is
+    noticed and not measured.
     """
     import transformers
 
     target = cache_dir() / "models" / f"smollm2-135m-{SMOLLM2.sha256[:12]}-transformers-{transformers.__version__}"
-    record = target / "conversion.json"
-    if record.is_file():
-        expected = json.loads(record.read_text())["sha256"]
-        weights = target / "model.safetensors"
-        if not weights.is_file():
-            raise AssetError(f"{weights} is missing. Delete the folder {target} and run the command again.")
-        _check(weights, expected, f"{weights}", f"Delete the folder {target} and run the command again.")
+    if target.is_dir():
+        _check_conversion(target)
         return target
     gguf = fetch(SMOLLM2)
     with _room_for(target) as scratch:
         _convert(gguf, scratch)
-        (scratch / "conversion.json").write_text(
-            json.dumps({"source_sha256": SMOLLM2.sha256, "sha256": sha256(scratch / "model.safetensors")})
-        )
-        shutil.rmtree(target, ignore_errors=True)
+        digests = {file.name: sha256(file) for file in sorted(scratch.iterdir())}
+        (scratch / "conversion.json").write_text(json.dumps({"source": SMOLLM2.sha256, "files": digests}, indent=1))
         os.replace(scratch, target)
     return target
+
+
+def _check_conversion(folder: Path) -> None:
+    remedy = f"Delete the folder {folder} and run the command again: the model will be converted anew."
+    try:
+        digests = json.loads((folder / "conversion.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AssetError(f"The record of the converted model in {folder} is missing or damaged. {remedy}") from error
+    for name, expected in digests.items():
+        if not (folder / name).is_file():
+            raise AssetError(f"{folder / name} is missing. {remedy}")
+        _check(folder / name, expected, f"{folder / name}", remedy)
 
 
 def _convert(gguf: Path, into: Path) -> None:

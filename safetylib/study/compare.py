@@ -4,53 +4,55 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from safetylib import stats
 from safetylib.study.results import Results
 
 
-def differences(fresh: Results, stored: Results) -> tuple[pd.DataFrame, float]:
-    """Mean refusal rates of both, cell by cell (arm and depth; over-refusal by kind), and the replication band.
+def differences(fresh: Results, stored: Results) -> pd.DataFrame:
+    """Mean refusal rates of both, cell by cell (arm and depth; over-refusal by kind), with their replication band.
 
-    The band is a family-wise 95 % prediction band over all cells of trained arms (:func:`stats.replication_band`).
+    The band is a family-wise 95 % prediction band over all cells of trained arms (:func:`stats.replication_band`). The
+    untuned model has no seeds to vary; it may differ by rounding alone and gets the narrowest band of the others.
 
     Raises
     ------
     ValueError
         The two were measured under different plans.
     """
-    for key in ("arms", "measurement", "split", "prompts", "model"):
-        if fresh.manifest["plan"][key] != stored.manifest["plan"][key]:
+    for key in ("arms", "measurement", "split", "prompts", "model", "recipe"):
+        if fresh.manifest["plan"].get(key) != stored.manifest["plan"].get(key):
             raise ValueError(
-                f"the plans differ in {key}: {fresh.manifest['plan'][key]} and {stored.manifest['plan'][key]}"
+                f"the plans differ in {key}: {fresh.manifest["plan"].get(key)} and {stored.manifest["plan"].get(key)}"
             )
     cells = [("harmful", arm, depth) for arm in stored.arms for depth in stored.depths]
     cells += [(kind, arm, 0) for kind in ("plain", "borderline") for arm in stored.arms]
-    rows, tables = [], []
+    rows, tables = [], {}
     for kind, arm, depth in cells:
         new, old = (results.table(arm, depth, kind) for results in (fresh, stored))
         rows.append({"kind": kind, "arm": arm, "depth": depth, "stored": old.mean(), "fresh": new.mean()})
-        if arm != "base" and kind == "harmful":
-            tables.append(old)
+        if arm != "base":
+            tables[len(rows) - 1] = old
     table = pd.DataFrame(rows)
     table["difference"] = table["fresh"] - table["stored"]
-    return table, stats.replication_band(tables)
+    table.loc[list(tables), "band"] = stats.replication_band(list(tables.values()))
+    return table.fillna({"band": table["band"].min()})
 
 
 def report(fresh: Path, stored: Path) -> str:
     """The comparison in words: which cells lie outside the band, and the largest difference."""
     try:
-        table, band = differences(Results(fresh), Results(stored))
+        table = differences(Results(fresh), Results(stored))
     except ValueError as error:
         return f"Not comparable with the stored results: {error}."
-    outside = table[np.abs(table["difference"]) > band]
+    outside = table[table["difference"].abs() > table["band"]]
     worst = table.loc[table["difference"].abs().idxmax()]
+    widths = f"(+-{table['band'].min():.2f} to +-{table['band'].max():.2f})"
     verdict = (
-        f"Agrees with the stored results: all {len(table)} cells lie within the replication band of +-{band:.3f}"
+        f"Agrees with the stored results: all {len(table)} cells lie within their replication bands {widths}"
         if outside.empty
-        else f"DIFFERS from the stored results: {len(outside)} of {len(table)} cells lie outside the band of +-{band:.3f}"
+        else f"DIFFERS from the stored results: {len(outside)} of {len(table)} cells lie outside their replication bands {widths}"
     )
     lines = [
         f"{verdict}; largest difference {worst['difference']:+.3f} ({worst['kind']}, {worst['arm']}, depth {worst['depth']})."

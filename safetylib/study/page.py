@@ -1,12 +1,13 @@
 """Showing model output on a page: it is hostile text until proven otherwise.
 
-A response is shown only if it refuses; anything else is replaced by its length. What is shown is escaped, cut, and on one
-line. Harmful prompts are named by id and category, never printed.
+A response to a harmful prompt is shown only if its first sentence refuses, and then only that sentence; anything else is
+replaced by its length. What is shown is escaped, cut, and on one line. Harmful prompts are named by id and category, never printed.
 """
 
 from __future__ import annotations
 
 import html
+import re
 
 from safetylib.study.detectors import MAIN
 
@@ -23,7 +24,10 @@ def shown(text: str, harmless: bool = False) -> str:
     harmless
         The prompt was benign, so an answer may be shown as well.
     """
-    if not harmless and not MAIN(text):
-        return f"[an answer of {len(text.split())} words, not shown]"
+    if not harmless:
+        first, *rest = re.split(r"(?<=[.!?])\s", text.strip(), maxsplit=1)
+        if not MAIN(first):
+            return f"[an answer of {len(text.split())} words, not shown]"
+        text = first + (" ..." if rest else "")
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     return html.escape(line if len(line) <= LONGEST else line[: LONGEST - 3] + "...", quote=False)

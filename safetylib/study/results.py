@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from safetylib import stats
+
 ROOT = Path(__file__).resolve().parents[2] / "results"
 
 
@@ -70,11 +72,24 @@ class Results:
     def table(
         self, arm: str, depth: int = 0, kind: str = "harmful", column: str = "refused", split: str = "test"
     ) -> np.ndarray:
-        """A (seeds, prompts) array of one column; the same prompts in the same order for every arm and depth."""
+        """A (seeds, prompts) array of one column; seeds ascending, prompts in the same order for every arm and depth."""
         rows = self.outcomes.query("arm == @arm and depth == @depth and kind == @kind and split == @split")
         if rows.empty:
             raise KeyError(f"no outcomes for arm {arm!r}, depth {depth}, {kind}, {split}")
-        return rows.pivot(index="seed", columns="prompt", values=column).sort_index(axis=1).to_numpy()
+        table = rows.pivot(index="seed", columns="prompt", values=column).sort_index(axis=0).sort_index(axis=1)
+        if table.isna().to_numpy().any() and column != "safety":
+            raise ValueError(f"{arm}, depth {depth}, {kind}, {split}: some prompt has no {column} from some seed")
+        return table.to_numpy()
+
+    def estimate(self, arm: str, depth: int = 0, kind: str = "harmful", column: str = "refused") -> stats.Estimate:
+        """Mean of a column on test prompts with its interval; the trained arms pool their between-seed variance."""
+        tables = {other: self.table(other, depth, kind, column) for other in self.arms}
+        return stats.crossed(tables[arm], list(tables.values()))
+
+    def headline_estimate(self, arm: str, column: str = "refused") -> stats.Estimate:
+        """The same for the mean over the headline depths; a mean of rates, kept in [0, 1]."""
+        tables = {other: self.headline_table(other, column) for other in self.arms}
+        return stats.crossed(tables[arm], list(tables.values())).within(0, 1)
 
     def headline_table(self, arm: str, column: str = "refused") -> np.ndarray:
         """Mean of a column over the headline depths, as (seeds, prompts)."""

@@ -135,6 +135,8 @@ class Store:
                 if file.is_file():
                     with file.open("rb") as handle:
                         os.fsync(handle.fileno())
+            if not self.finished(unit, fingerprint):  # a folder that was never finished stands in nobody's way
+                shutil.rmtree(self.path(unit, fingerprint), ignore_errors=True)
             os.replace(scratch, self.path(unit, fingerprint))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -145,6 +147,8 @@ def replace_folder(source: Path, target: Path, keep: tuple[str, ...] = ()) -> No
     beside it as ``.previous``, never a mixture. Files of the old one named in ``keep`` are carried over."""
     incoming = target.with_name(f".{target.name}.incoming")
     previous = target.with_name(f".{target.name}.previous")
+    if previous.exists() and not target.exists():  # killed between the two renames: the old one is still the one
+        os.replace(previous, target)
     shutil.rmtree(incoming, ignore_errors=True)
     shutil.copytree(source, incoming)
     for name in keep:

@@ -73,7 +73,7 @@ def member_table(
 ) -> np.ndarray:
     """A (members, prompts) array of one outcome column."""
     tables = {arm: results.table(arm, depth, kind, column, split) for arm in {arm for arm, _ in members}}
-    seeds = results.manifest["plan"]["seeds"]
+    seeds = sorted(results.manifest["plan"]["seeds"])
     return np.array([tables[arm][0 if arm == "base" else seeds.index(seed)] for arm, seed in members])
 
 
@@ -81,6 +81,11 @@ def average_threshold(results: Results, members: list[tuple[str, int]]) -> float
     """The safety score that best separates refusals from answers on *validation* prompts (balanced accuracy).
 
     Candidates are midpoints between observed scores; ties go to the lowest.
+
+    Raises
+    ------
+    ValueError
+        No validation response is scored, or all refuse, or none does: nothing can be separated.
     """
     depths = results.manifest["plan"]["measurement"]["judged_depths"]
     scores, refused = (
@@ -89,6 +94,8 @@ def average_threshold(results: Results, members: list[tuple[str, int]]) -> float
     )
     scored = np.isfinite(scores.astype(float))
     scores, refused = scores[scored].astype(float), refused[scored].astype(bool)
+    if not len(scores) or refused.all() or not refused.any():
+        raise ValueError("no threshold: validation holds no scored refusals, or nothing else")
     levels = np.unique(scores)
     candidates = (levels[1:] + levels[:-1]) / 2 if len(levels) > 1 else levels
     above = scores[None] >= candidates[:, None]

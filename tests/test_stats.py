@@ -1,0 +1,231 @@
+"""Statistics of prompts crossed with seeds: intervals that cover, corrections that match statsmodels, honest refusals."""
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from safetylib import stats
+
+
+def crossed_tables(count, seeds, prompts, between_seeds, between_prompts, rest, seed=0):
+    """Tables with mean zero and three sources of variation."""
+    generator = np.random.default_rng(seed)
+    for _ in range(count):
+        yield (
+            generator.normal(0, between_seeds, (seeds, 1))
+            + generator.normal(0, between_prompts, (1, prompts))
+            + generator.normal(0, rest, (seeds, prompts))
+        )
+
+
+def coverage(count=400, **shape):
+    estimates = [stats.crossed(table) for table in crossed_tables(count, **shape)]
+    return np.mean([estimate.low <= 0 <= estimate.high for estimate in estimates])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(
+            {"seeds": 10, "prompts": 40, "between_seeds": 0.1, "between_prompts": 0.3, "rest": 0.4}, id="10x40"
+        ),
+        pytest.param(
+            {"seeds": 3, "prompts": 100, "between_seeds": 0.05, "between_prompts": 0.3, "rest": 0.4}, id="3x100"
+        ),
+        pytest.param(
+            {"seeds": 20, "prompts": 20, "between_seeds": 0.3, "between_prompts": 0.3, "rest": 0.3}, id="20x20"
+        ),
+        pytest.param({"seeds": 1, "prompts": 80, "between_seeds": 0, "between_prompts": 0.3, "rest": 0.4}, id="1x80"),
+        pytest.param(
+            {"seeds": 3, "prompts": 100, "between_seeds": 0.1, "between_prompts": 0.1, "rest": 0.2},
+            id="seeds rule",
+        ),
+    ],
+)
+def test_the_interval_covers_the_mean(shape):
+    assert 0.90 <= coverage(**shape) <= 0.995
+
+
+def test_an_interval_that_pools_seeds_and_prompts_would_not_cover():
+    """Why the interval is crossed: with seeds that differ, prompts times seeds is no sample size."""
+    shape = {"seeds": 10, "prompts": 40, "between_seeds": 0.3, "between_prompts": 0.1, "rest": 0.1}
+    errors = [abs(table.mean()) / (table.std() / np.sqrt(table.size)) for table in crossed_tables(200, **shape)]
+    assert np.mean(np.array(errors) <= 1.96) < 0.5
+
+
+def test_the_standard_error_counts_both_sources():
+    table = np.mean([*crossed_tables(1, 400, 400, 0.2, 0.3, 0.0, seed=3)], axis=0)
+    expected = np.sqrt(0.2**2 / 400 + 0.3**2 / 400)
+    assert stats.crossed(table).standard_error == pytest.approx(expected, rel=0.15)
+
+
+def test_the_mean_and_what_stands_behind_it():
+    estimate = stats.crossed(np.array([[1, 0, 1, 1], [1, 0, 0, 1]], bool))
+    assert (estimate.mean, estimate.seeds, estimate.prompts) == (0.625, 2, 4)
+    assert estimate.low <= 0.625 <= estimate.high
+    assert str(stats.Estimate(0.5, 0.25, 0.751, 0.1, 9.0, 4, 2)) == "0.50 [0.25, 0.75]"
+    assert str(stats.Estimate(-0.001, -0.004, 0.0, 0.1, 9.0, 4, 2)) == "0.00 [0.00, 0.00]"
+
+
+def test_intervals_of_rates_stay_between_zero_and_one():
+    table = np.zeros((3, 40), bool)
+    table[0, :3] = True
+    estimate = stats.crossed(table)
+    assert estimate.low == 0 < estimate.mean < estimate.high < 1
+    assert stats.crossed(table.astype(float)).low < 0
+
+
+def test_three_seeds_that_rule_leave_two_degrees_of_freedom():
+    assert stats.crossed(np.repeat([[0.0], [1.0], [2.0]], 50, axis=1)).freedom == pytest.approx(2)
+    assert stats.crossed(np.repeat(np.random.default_rng(0).random((1, 50)), 3, axis=0)).freedom == pytest.approx(49)
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("shape", [(1, 20), (3, 20), (5, 103)])
+def test_a_rate_of_all_or_none_gets_the_wilson_interval_of_its_prompts(value, shape):
+    estimate = stats.crossed(np.full(shape, value))
+    expected = proportion_confint(shape[1] * value, shape[1], method="wilson")
+    assert (estimate.low, estimate.high) == pytest.approx(expected)
+    assert estimate.high - estimate.low > 0.03
+
+
+def test_a_constant_score_is_no_rate():
+    estimate = stats.crossed(np.full((3, 20), 1.0))
+    assert (estimate.low, estimate.high) == pytest.approx((1, 1), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[0.5, np.nan]], "unscored"),
+        ([[0.5, np.inf]], "not finite"),
+        ([0.5, 0.5], r"shape \(2,\)"),
+        (np.zeros((0, 3)), r"shape \(0, 3\)"),
+        (np.zeros((2, 0)), r"shape \(2, 0\)"),
+        (np.zeros((2, 2, 2)), "table"),
+    ],
+)
+def test_what_is_no_table_of_numbers_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        stats.crossed(np.array(values))
+
+
+# --- contrasts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    generator = np.random.default_rng(7)
+    base = generator.normal(0, 1, (4, 50))
+    return {
+        f"shift {shift}": (base + shift + generator.normal(0, 0.3, base.shape), base)
+        for shift in (0, 0.05, 0.08, 0.12, 1)
+    }
+
+
+def test_p_values_are_adjusted_as_statsmodels_does(pairs):
+    rows = stats.contrasts(pairs)
+    expected = multipletests([row.p_value for row in rows], method="holm")[1]
+    assert [row.p_holm for row in rows] == pytest.approx(list(expected))
+    assert any(row.p_holm > row.p_value for row in rows)
+    assert [row.name for row in rows] == list(pairs)
+
+
+def test_p_values_come_from_the_standard_error(pairs):
+    for row in stats.contrasts(pairs):
+        assert row.p_value == pytest.approx(2 * student.sf(row.margin, row.difference.freedom))
+        assert row.margin == pytest.approx(abs(row.difference.mean) / row.difference.standard_error)
+
+
+def test_contrasts_are_paired(pairs):
+    """What prompts and seeds share cancels: the interval is far narrower than that of either table."""
+    first, second = pairs["shift 1"]
+    (row,) = stats.contrasts({"one": (first, second)})
+    assert row.difference == stats.crossed(first - second)
+    assert row.difference.standard_error < stats.crossed(first).standard_error / 2
+
+
+def test_a_difference_has_a_sign(pairs):
+    first, second = pairs["shift 1"]
+    there, back = stats.contrasts({"there": (first, second), "back": (second, first)})
+    assert there.difference.mean == pytest.approx(1, abs=0.1) and back.difference.mean == -there.difference.mean
+    assert there.p_holm < 1e-6
+
+
+def test_an_untuned_model_of_one_row_is_compared_with_every_seed():
+    tuned = np.array([[1, 1, 0.0], [1, 0, 0]])
+    (row,) = stats.contrasts({"untuned": (tuned, np.array([[0, 0, 0.0]]))})
+    assert (row.difference.mean, row.difference.seeds) == (0.5, 2)
+
+
+@pytest.mark.parametrize(("first", "p_value"), [(0.0, 1), (1.0, 0)])
+def test_differences_without_variation_are_decided_by_their_mean_alone(first, p_value):
+    (row,) = stats.contrasts({"constant": (np.full((3, 9), first), np.zeros((3, 9)))})
+    assert row.p_value == row.p_holm == p_value
+
+
+def test_no_difference_is_not_many_standard_errors_wide():
+    (row,) = stats.contrasts({"same": (np.ones((3, 9)), np.ones((3, 9)))})
+    assert row.margin == 0
+
+
+def test_a_contrast_is_seldom_decided_by_chance_with_three_seeds():
+    """Three standard errors alone are reached by chance too often with three seeds; the p-value knows that they are few."""
+    nothing = crossed_tables(400, 3, 60, 0.1, 0.1, 0.2, seed=2)
+    rows = [stats.contrasts({"nothing": (table, np.zeros_like(table))})[0] for table in nothing]
+    assert np.mean([row.margin >= 3 and row.p_value < 0.05 for row in rows]) <= 0.05
+
+
+# --- replication ------------------------------------------------------------------------------------------------------
+
+
+def inside(deviations, seeds=3, prompts=100, count=600):
+    """How often an independent rerun keeps within the band in every cell; one between-seed deviation a cell."""
+    generator, deviations = np.random.default_rng(1), np.array(deviations)[:, None]
+    kept = 0
+    for _ in range(count):
+        stored, fresh = (generator.normal(0, 1, (len(deviations), seeds)) * deviations for _ in range(2))
+        band = stats.replication_band([np.repeat(cell[:, None], prompts, axis=1) for cell in stored])
+        kept += np.all(np.abs(fresh.mean(axis=1) - stored.mean(axis=1)) <= band)
+    return kept / count
+
+
+@pytest.mark.parametrize(
+    "deviations",
+    [
+        pytest.param([0.05] * 20, id="alike"),
+        pytest.param([0.05] * 2, id="two cells"),
+        pytest.param([0.1] * 5 + [0.01] * 15, id="a quarter varies much"),
+        pytest.param([0.1] * 10 + [0.02] * 50, id="a sixth varies much"),
+    ],
+)
+def test_an_independent_rerun_stays_within_the_band_in_all_cells(deviations):
+    assert 0.85 <= inside(deviations)
+
+
+def test_the_band_of_cells_without_variation_is_that_of_one_prompt():
+    constant = [np.ones((3, 50))] * 4
+    single = [np.array([[-0.02], [0], [0.02]]) * np.ones((1, 50))] * 4  # a standard deviation of one prompt in 50
+    assert stats.replication_band(constant) == pytest.approx(stats.replication_band(single))
+
+
+def test_a_band_narrows_with_seeds_and_widens_with_cells():
+    few, many = (np.tile([[-0.1], [0], [0.1]], (copies, 100)) for copies in (1, 10))
+    assert (stats.replication_band([many] * 5) < stats.replication_band([few] * 5) / 2).all()
+    assert stats.replication_band([many] * 500)[0] > stats.replication_band([many] * 5)[0]
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        [np.zeros((1, 5))],
+        [],
+        [np.array([[0, np.nan], [0, 1]])],
+    ],
+    ids=["one seed", "no cell", "nan"],
+)
+def test_no_band_is_drawn_from_too_little(tables):
+    with pytest.raises(ValueError, match=r"seeds|cell|finite"):
+        stats.replication_band(tables)

@@ -1,0 +1,277 @@
+"""Packing is an optimisation, never an approximation: logits, gradients and decoding equal those of each sequence alone."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from safetylib.study import attention as a
+from safetylib.study.tiny import tiny_llama
+
+calm = settings(max_examples=25, deadline=None, derandomize=True)
+tokens = st.integers(2, 250)
+families = st.tuples(
+    st.lists(tokens, max_size=11), st.lists(st.lists(tokens, min_size=1, max_size=19), min_size=1, max_size=6)
+).map(lambda drawn: [drawn[0] + own for own in drawn[1]])
+
+SHARED = list(range(20, 33))
+CASES = {
+    "one sequence": [[5, 6, 7]],
+    "one token": [[9]],
+    "nothing shared, equal lengths": [[3, 4, 5, 6], [7, 8, 9, 10]],
+    "nothing shared, different lengths": [[3, 4], list(range(40, 61)), [7] * 9],
+    "a shared prefix, different lengths": [[*SHARED, 3], [*SHARED, *range(50, 70)], [*SHARED, 8, 9, 10]],
+    "two the same": [[*SHARED, 4, 5], [*SHARED, 4, 5]],
+    "two the same beside another": [[*SHARED, 4, 5], [6, 7, 8], [*SHARED, 4, 5]],
+    "one is the beginning of another": [SHARED, [*SHARED, 3, 4, 5], SHARED[:4]],
+    "one token is the beginning of all": [[20], SHARED],
+    "lengths round to the same multiple": [[*SHARED, *range(100, 100 + n)] for n in (1, 8, 5, 9, 16, 17)],
+}
+
+
+def sharpened(model):
+    """Attention of freshly drawn weights is nearly flat, and forgives mistakes; this one looks hard at single tokens."""
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                projection.weight.mul_(12)
+    return model
+
+
+def tiny(key_heads: int):
+    config = {**tiny_llama(torch.float32)[0].config.to_dict(), "num_key_value_heads": key_heads}
+    torch.manual_seed(key_heads)
+    model = LlamaForCausalLM(LlamaConfig(**config, attn_implementation=a.NAME))
+    return sharpened(model.float().eval())
+
+
+@pytest.fixture(scope="module", params=[4, 2, 1], ids=lambda heads: f"4 query heads on {heads} key heads")
+def pair(request):
+    """A model under packed attention, and transformers' own attention over the same weights."""
+    return with_reference(tiny(request.param))
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    return with_reference(tiny(2))
+
+
+def with_reference(model):
+    reference = copy.deepcopy(model)
+    reference.set_attn_implementation("eager")
+    assert model.config._attn_implementation == a.NAME
+    return SimpleNamespace(model=model, reference=reference)
+
+
+def packed_logits(model, sequences):
+    packed = a.pack(sequences)
+    logits = model(
+        input_ids=packed.input_ids, position_ids=packed.position_ids, packing=packed.packing, use_cache=False
+    ).logits[0]
+    return [logits[places] for places in packed.places]
+
+
+def alone(model, sequence):
+    return model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0]
+
+
+def prefilled(model, sequences):
+    packed, store = a.pack(sequences), a.KeyValueStore()
+    model(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        past_key_values=store,
+        packing=packed.packing,
+    )
+    return packed, store
+
+
+def step(model, cache, new):
+    logits = model(
+        input_ids=torch.tensor(new)[:, None],
+        position_ids=cache.lengths[:, None],
+        past_key_values=cache,
+        key_lengths=cache.lengths + 1,
+    ).logits[:, -1]
+    cache.lengths = cache.lengths + 1
+    return logits
+
+
+def assert_close(got, expected, tolerance=1e-5):
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=1e-5)
+
+
+# --- the layout -------------------------------------------------------------------------------------------------------
+
+
+@given(families)
+@calm
+def test_every_sequence_can_be_read_back_from_the_row_at_its_own_positions(sequences):
+    packed = a.pack(sequences)
+    for sequence, places in zip(sequences, packed.places, strict=True):
+        assert packed.input_ids[0, places].tolist() == sequence
+        assert packed.position_ids[0, places].tolist() == list(range(len(sequence)))
+
+
+@given(families)
+@calm
+def test_what_all_share_is_stored_once_and_each_keeps_a_token_of_its_own(sequences):
+    packed = a.pack(sequences)
+    prefix = packed.packing.prefix
+    own = [set(places[prefix:].tolist()) for places in packed.places]
+    assert all(own) and sum(map(len, own)) == len(set().union(*own))
+    assert all(places[:prefix].tolist() == list(range(prefix)) for places in packed.places)
+    longer_prefix_is_shared = len({tuple(sequence[: prefix + 1]) for sequence in sequences}) == 1
+    assert not longer_prefix_is_shared or prefix == min(map(len, sequences)) - 1
+    row = prefix + sum(count * length for count, length in packed.packing.groups)
+    assert packed.input_ids.shape == packed.position_ids.shape == (1, row)
+    assert row - prefix - sum(map(len, own)) < 8 * len(sequences)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "groups"),
+    [
+        ("one sequence", 2, ((1, 8),)),
+        ("one token", 0, ((1, 8),)),
+        ("nothing shared, equal lengths", 0, ((2, 8),)),
+        ("nothing shared, different lengths", 0, ((1, 8), (1, 16), (1, 24))),
+        ("a shared prefix, different lengths", 13, ((2, 8), (1, 24))),
+        ("two the same", 14, ((2, 8),)),
+        ("one is the beginning of another", 3, ((1, 8), (2, 16))),
+        ("one token is the beginning of all", 0, ((1, 8), (1, 16))),
+        ("lengths round to the same multiple", 13, ((3, 8), (2, 16), (1, 24))),
+    ],
+)
+def test_layouts_known_by_hand(name, prefix, groups):
+    assert a.pack(CASES[name]).packing == a.Packing(prefix, groups)
+
+
+@pytest.mark.parametrize("sequences", [[], [[]], [[1, 2], []]], ids=["none", "only an empty one", "one empty"])
+def test_nothing_cannot_be_packed(sequences):
+    with pytest.raises(ValueError, match="at least one sequence, and none may be empty"):
+        a.pack(sequences)
+
+
+# --- the forward and backward pass ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sequences", CASES.values(), ids=CASES)
+@torch.inference_mode()
+def test_packed_logits_equal_those_of_each_sequence_alone(pair, sequences):
+    for got, sequence in zip(packed_logits(pair.model, sequences), sequences, strict=True):
+        assert_close(got, alone(pair.reference, sequence))
+
+
+@given(families)
+@calm
+@torch.inference_mode()
+def test_packed_logits_equal_those_of_each_sequence_alone_whatever_the_sequences(grouped, sequences):
+    for got, sequence in zip(packed_logits(grouped.model, sequences), sequences, strict=True):
+        assert_close(got, alone(grouped.reference, sequence))
+
+
+@pytest.mark.parametrize("sequences", CASES.values(), ids=CASES)
+def test_packed_gradients_equal_the_sum_of_each_sequences_own(pair, sequences):
+    generator = torch.Generator().manual_seed(0)
+    directions = [torch.randn(len(s), pair.model.config.vocab_size, generator=generator) for s in sequences]
+
+    def gradients(model, logits):
+        model.zero_grad()
+        sum((way * own).sum() for way, own in zip(directions, logits, strict=True)).backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    got = gradients(pair.model, packed_logits(pair.model, sequences))
+    expected = gradients(pair.reference, [alone(pair.reference, sequence) for sequence in sequences])
+    assert got.keys() == expected.keys()
+    for name in expected:
+        scale = expected[name].abs().max().item()
+        assert_close(got[name], expected[name], 2e-5 * scale + 1e-7)
+
+
+@torch.inference_mode()
+def test_neighbours_in_the_row_do_not_see_each_other(grouped):
+    one, other = [*SHARED, 3, 4, 5], [*SHARED, 90, 91, 92]
+    (mine, _), (again, _) = (
+        packed_logits(grouped.model, [one, other]),
+        packed_logits(grouped.model, [one, SHARED + one]),
+    )
+    assert_close(mine, again)
+
+
+# --- decoding from branches -------------------------------------------------------------------------------------------
+
+BRANCHES = {  # (row of the packed sequences, tokens kept)
+    "at the ends": [(0, 17), (1, 22), (2, 14)],
+    "all over": [(1, 22), (1, 3), (0, 15), (2, 1), (1, 13), (0, 15)],
+    "a single one": [(1, 7)],
+}
+
+
+@pytest.mark.parametrize("branches", BRANCHES.values(), ids=BRANCHES)
+@torch.inference_mode()
+def test_ragged_decoding_equals_recomputing_everything(pair, branches):
+    sequences = [SHARED + list(range(60, 64)), SHARED + list(range(70, 79)), [*SHARED, 80]]
+    packed, store = prefilled(pair.model, sequences)
+    texts = [sequences[row][:kept] for row, kept in branches]
+    cache = store.branch([packed.places[row][:kept] for row, kept in branches], room=4)
+    assert cache.lengths.tolist() == [kept for _, kept in branches]
+    assert cache.get_seq_length() == max(kept for _, kept in branches)
+    for turn in range(4):
+        new = [100 + 10 * turn + place for place in range(len(texts))]
+        texts = [[*text, token] for text, token in zip(texts, new, strict=True)]
+        for got, text in zip(step(pair.model, cache, new), texts, strict=True):
+            assert_close(got, alone(pair.reference, text)[-1])
+
+
+@torch.inference_mode()
+def test_rows_can_leave_the_cache_and_the_others_go_on(grouped):
+    sequences = [SHARED, [*SHARED, 5, 6, 7], [8, 9]]
+    packed, store = prefilled(grouped.model, sequences)
+    cache = store.branch(packed.places, room=2)
+    step(grouped.model, cache, [100, 101, 102])
+    cache.keep(torch.tensor([2, 0]))
+    logits = step(grouped.model, cache, [110, 111])
+    for got, text in zip(logits, [[8, 9, 102, 110], [*SHARED, 100, 111]], strict=True):
+        assert_close(got, alone(grouped.reference, text)[-1])
+
+
+@torch.inference_mode()
+def test_branches_do_not_write_into_each_other_or_the_store(grouped):
+    packed, store = prefilled(grouped.model, [SHARED])
+    before = [keys.clone() for keys, _ in store.layers]
+    first, second = (store.branch([packed.places[0]], room=1) for _ in range(2))
+    step(grouped.model, first, [200])
+    assert_close(step(grouped.model, second, [201])[0], alone(grouped.reference, [*SHARED, 201])[-1])
+    assert all(torch.equal(now, then) for (now, _), then in zip(store.layers, before, strict=True))
+
+
+# --- what it does not cover -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unsupported", [{"softcap": 30.0}, {"sliding_window": 128}], ids=str)
+def test_soft_caps_and_sliding_windows_are_refused(unsupported):
+    states = torch.zeros(1, 4, 8, 16)
+    call = {"attention_mask": None, "packing": a.Packing(0, ((1, 8),))}
+    assert a.attention(torch.nn.Identity(), states, states, states, **call)[0].shape == (1, 8, 4, 16)
+    with pytest.raises(ValueError, match="not soft caps or sliding windows"):
+        a.attention(torch.nn.Identity(), states, states, states, **call, **unsupported)
+
+
+def test_an_unpacked_call_is_refused_rather_than_computed_without_a_mask(grouped):
+    with pytest.raises(ValueError, match="needs `packing` or `key_lengths`"):
+        grouped.model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
+
+
+@pytest.mark.parametrize("scaling", [None, 0.5])
+def test_the_scale_is_the_callers_or_one_over_the_root_of_the_head_dimension(scaling):
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(1, heads, 8, 16, generator=generator) for heads in (4, 2, 2))
+    got, _ = a.attention(torch.nn.Identity(), query, key, value, None, scaling, a.Packing(0, ((1, 8),)))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+    )
+    assert_close(got, expected.transpose(1, 2))

@@ -1,0 +1,359 @@
+"""The study from beginning to end on the tiny preset: tables, resumption, a kill, comparison, the operating point."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_results import made
+
+from safetylib.study import compare, operating_point, run
+from safetylib.study.presets import ARMS, PRESETS, preset
+from safetylib.study.results import Results
+from safetylib.study.run import Study
+
+
+def known(bug):
+    """A bug of the library that is known and not mended yet; the mark falls when the test passes."""
+    return pytest.mark.xfail(strict=True, reason=bug)
+
+
+TINY = PRESETS["tiny"]
+PER_SET = 3
+MEMBERS = [("base", 0), *product(ARMS[1:], (0, 1))]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The tiny preset, measured once with three prompts a set."""
+    study = Study(TINY, tmp_path_factory.mktemp("study"), silent=True, per_set=PER_SET)
+    with study.store.held():
+        study.run()
+        study.write_tables(study.store.root / "tables")
+    return study
+
+
+@pytest.fixture(scope="module")
+def results(study):
+    return Results(study.store.root / "tables")
+
+
+def units(folder):
+    """Finished units and when they were finished."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/unit.json")}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_arm_and_seed_answers_every_prompt_at_every_depth(study, results):
+    expected = set()
+    for (arm, seed), prompt in product(MEMBERS, study.prompts):
+        asked = {
+            ("harmful", "test"): TINY.measurement.depths,
+            ("harmful", "validation"): TINY.measurement.judged_depths,
+            ("plain", "test"): (0,),
+            ("borderline", "test"): (0,),
+        }.get((prompt.kind, prompt.split), ())
+        if prompt.id not in study.left_out:
+            expected |= {(arm, seed, prompt.split, prompt.kind, prompt.id, depth) for depth in asked}
+    keys = ["arm", "seed", "split", "kind", "prompt", "depth"]
+    found = list(results.outcomes[keys].itertuples(index=False, name=None))
+    assert len(found) == len(set(found)) and set(found) == expected
+    assert len(found) == len(MEMBERS) * PER_SET * (3 + 1 + 1 + 1), "no prompt is left out of the tiny preset"
+
+
+def test_the_judge_is_asked_at_the_judged_depths_and_says_what_it_could_not_score(results):
+    outcomes = results.outcomes
+    judged = outcomes["depth"].isin(TINY.measurement.judged_depths)
+    assert outcomes.loc[~judged, ["safety", "unscored"]].isna().all(axis=None)
+    scored = outcomes.loc[judged, "unscored"].astype(str) == "False"
+    assert scored.any() and outcomes.loc[judged, "unscored"].notna().all()
+    assert outcomes.loc[judged, "safety"].notna().eq(scored).all()
+    assert outcomes["safety"].dropna().between(0, 1).all()
+
+
+def test_training_has_a_row_a_step_and_the_step_size_decays(results):
+    recipe, training = TINY.recipe, results.training
+    assert len(training) == 5 * 2 * recipe.steps
+    for _, rows in training.groupby(["arm", "seed"]):
+        assert list(rows["step"]) == list(range(recipe.steps))
+        assert np.allclose(rows["step_size"], recipe.learning_rate * recipe.decay ** rows["step"], atol=1e-5)
+        assert np.isfinite(rows[["refusal_loss", "anchor_loss"]]).all(axis=None)
+
+
+def test_arms_of_one_seed_see_as_many_anchor_tokens(results):
+    totals = results.training.groupby(["seed", "arm"])["anchor_tokens"].sum().unstack()
+    assert (totals.nunique(axis=1) == 1).all()
+
+
+def test_timings_cover_every_unit(study, results):
+    assert (
+        set(results.timings["unit"]) == set(study.units) == {path.rsplit("-", 1)[0] for path in units(study.store.root)}
+    )
+    assert len(study.units) == 1 + 10 + 11 + 11
+
+
+def test_the_manifest_says_where_the_numbers_come_from(study, results):
+    manifest = results.manifest
+    assert manifest["preset"] == "tiny" and manifest["plan"]["seeds"] == [0, 1]
+    assert set(manifest["stages"]) == {"data", "training", "generation", "judging"}
+    assert {"torch", "transformers", "peft", "bitsandbytes"} <= set(manifest["packages"])
+    assert all(len(digest) == 64 for digest in manifest["assets"].values()) and manifest["assets"]
+    assert manifest["prompts"]["harmful test"] == PER_SET and sum(manifest["prompts"].values()) == 9 * PER_SET
+    assert manifest["left_out"] == {} and manifest["python"] and manifest["machine"] and len(manifest["date"]) == 10
+    assert str(study.store.root) not in json.dumps(manifest), "no paths"
+
+
+def test_tables_hold_no_text(results):
+    """Ids and scores only: every cell of a text column is a short name."""
+    texts = results.outcomes.select_dtypes(exclude=["number", "bool"]).drop(columns="unscored")
+    assert set(texts) == {"arm", "split", "kind", "prompt"}
+    assert texts.map(lambda cell: len(cell) <= 20 and " " not in cell).all(axis=None)
+
+
+# --- resumption -------------------------------------------------------------------------------------------------------
+
+
+def fails(*_, **__):
+    raise AssertionError("a finished unit is repeated")
+
+
+def test_a_second_run_repeats_nothing_and_gives_the_same_tables(study, tmp_path, monkeypatch, capsys):
+    for stage in ("_answers", "_train", "_generate", "_judge"):
+        monkeypatch.setattr(Study, stage, fails)
+    before = units(study.store.root)
+    again = Study(TINY, study.store.root, per_set=PER_SET)
+    again.run()
+    assert "33 of 33 units are finished already" in capsys.readouterr().out
+    again.write_tables(tmp_path / "tables")
+    assert units(study.store.root) == before
+    for name in ("outcomes.csv.gz", "training.csv", "timings.csv"):
+        assert (tmp_path / "tables" / name).read_bytes() == (study.store.root / "tables" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "repeated"),
+    [
+        ({}, set()),
+        ({"seeds": (0, 1, 2)}, {"train", "generate", "judge"}),
+        ({"arms": ("base", "cyclic")}, set()),
+        ({"recipe": replace(TINY.recipe, learning_rate=1e-4)}, {"train", "generate", "judge"}),
+        ({"recipe": replace(TINY.recipe, anchor_tokens=5)}, {"answers", "train", "generate", "judge"}),
+        ({"measurement": replace(TINY.measurement, after=9)}, {"generate", "judge"}),
+        ({"measurement": replace(TINY.measurement, within=7)}, {"answers", "train", "generate", "judge"}),
+        ({"judge": "another"}, {"judge"}),
+        ({"split": (8, 4, 5)}, {"answers", "train", "generate", "judge"}),
+    ],
+    ids=["nothing", "a seed more", "fewer arms", "learning rate", "anchors", "after", "within", "judge", "split"],
+)
+def test_a_changed_plan_repeats_what_depends_on_the_change(study, change, repeated):
+    other = Study(replace(TINY, **change), study.store.root, silent=True, per_set=PER_SET)
+    missing = [name for name in other.units if not study.store.finished(name, other.fingerprints[name])]
+    assert {name.split("-")[0] for name in missing} == repeated
+    if "seeds" in change:
+        assert all(name.endswith("-2") for name in missing)
+
+
+@known("the judge is always the target")
+def test_the_judge_is_the_one_that_the_plan_names(tmp_path):
+    plan = replace(TINY, arms=("base",), judge="no-such-judge")
+    with pytest.raises(ValueError, match="no-such-judge"):
+        Study(plan, tmp_path, silent=True, per_set=1).run()
+
+
+def command(into, *more):
+    return [sys.executable, "-m", "safetylib.study.run", "--preset", "tiny", "--into", str(into), *more]
+
+
+def test_a_killed_study_goes_on_where_it_stopped(tmp_path):
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command(tmp_path), **quiet) as process:
+        deadline = time.monotonic() + 120
+        while len(units(tmp_path)) < 12 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    finished = units(tmp_path)
+    assert 12 <= len(finished) < 33 and not (tmp_path / "tables").exists()
+    done = subprocess.run(command(tmp_path), **quiet, check=True)
+    after = units(tmp_path)
+    assert f"{len(finished)} of 33 units are finished already" in done.stdout
+    assert {name: after[name] for name in finished} == finished, "a finished unit is not touched"
+    assert len(after) == 33 and not list(tmp_path.glob(".incoming-*"))
+    tables = Results(tmp_path / "tables")
+    assert len(tables.outcomes) == len(MEMBERS) * (6 * 3 + 4 + 6 + 6)
+    assert tables.manifest["prompts"]["harmful test"] == 6
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_preset_is_refused_and_the_known_ones_named(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown preset 'huge'; known: .*cpu.*tiny"):
+        preset("huge")
+    with pytest.raises(ValueError, match="huge"):
+        run.main("huge", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_measures_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Study, "run", fails)
+    run.main("tiny", tmp_path / "units", dry_run=True)
+    assert "11 models" in capsys.readouterr().out and not (tmp_path / "units").exists()
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The command on a slice of two arms, in a house of its own; returns its root."""
+
+    def plan(name):
+        return replace(TINY, name=name, arms=("base", "shallow"))
+
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "preset", plan)
+    monkeypatch.setattr(run, "Study", lambda plan, into, **_: Study(plan, into, silent=True, per_set=1))
+    return tmp_path
+
+
+def test_tables_of_the_tiny_preset_are_never_accepted(small):
+    with pytest.raises(ValueError, match="never results"):
+        run.main("tiny", accept=True)
+    assert not (small / "results").exists()
+
+
+def test_what_cannot_be_accepted_is_refused_before_measuring(small, monkeypatch):
+    measured = []
+    monkeypatch.setattr(Study, "run", lambda self: measured.append(self))
+    with pytest.raises(ValueError, match="never results"):
+        run.main("tiny", accept=True)
+    assert measured == []
+
+
+def test_accepted_tables_take_the_place_of_the_stored_ones_and_nothing_else(small):
+    """The table behind the operating point lies in the same folder, and no run measures it again."""
+    stored = small / "results" / "made"
+    stored.mkdir(parents=True)
+    (stored / "operating_point.csv").write_text("candidate\n")
+    run.main("made", accept=True)
+    assert len(Results(stored).outcomes) == 3 * 6
+    assert (stored / "operating_point.csv").read_text() == "candidate\n"
+
+
+def test_accepted_tables_can_be_compared_with_the_next_run(small, capsys):
+    run.main("made", accept=True)
+    run.main("made")
+    assert "Agrees with the stored results" in capsys.readouterr().out
+    assert (small / "runs" / "made" / "tables" / "manifest.json").is_file()
+
+
+# --- comparison -------------------------------------------------------------------------------------------------------
+
+
+def table(folder, shift=0, without=(), **plan):
+    """Three seeds, 40 prompts, two depths; member s refuses the first 20 + s + shift prompts after a prefix."""
+    rows = []
+    for arm, kind in (
+        ("base", "harmful"),
+        ("cyclic", "harmful"),
+        *product(("base", "cyclic"), ("plain", "borderline")),
+    ):
+        for seed, prompt, depth in product((0,) if arm == "base" else range(3), range(40), (0, 5)):
+            if (kind == "harmful" or depth == 0) and (arm, seed, prompt) not in without:
+                refused = arm == "cyclic" and prompt < 20 + seed + (shift if kind == "harmful" and depth else 0)
+                row = {"arm": arm, "seed": seed, "kind": kind, "prompt": f"p{prompt:02}", "depth": depth}
+                rows.append({**row, "refused": refused})
+    return made(folder, rows, depths=(0, 5), **plan)
+
+
+def test_tables_agree_with_themselves(tmp_path, results):
+    for same in (results, table(tmp_path)):
+        differences = compare.differences(same, same)
+        assert (differences["difference"] == 0).all() and (differences["band"] > 0).all()
+        assert compare.report(same.folder, same.folder).startswith("Agrees")
+    assert len(differences) == 2 * 2 + 2 * 2
+
+
+@pytest.mark.parametrize(("shift", "agrees"), [(1, True), (2, True), (15, False), (-15, False)])
+def test_a_shifted_copy_lies_outside_the_band_once_the_shift_is_large(tmp_path, shift, agrees):
+    stored, fresh = table(tmp_path / "stored"), table(tmp_path / "fresh", shift)
+    cell = compare.differences(fresh, stored).query("arm == 'cyclic' and depth == 5 and kind == 'harmful'").iloc[0]
+    assert cell["difference"] == pytest.approx(shift / 40) and bool(abs(cell["difference"]) <= cell["band"]) is agrees
+    text = compare.report(fresh.folder, stored.folder)
+    assert text.startswith("Agrees" if agrees else "DIFFERS")
+    assert ("cyclic   depth  5: stored 0.525" in text) is not agrees
+
+
+def test_tables_of_another_plan_are_not_compared(tmp_path):
+    stored, fresh = table(tmp_path / "stored"), table(tmp_path / "fresh", model="another")
+    with pytest.raises(ValueError, match="the plans differ in model: another and made"):
+        compare.differences(fresh, stored)
+    assert compare.report(fresh.folder, stored.folder).startswith("Not comparable")
+
+
+def test_tables_of_another_recipe_are_not_compared(tmp_path):
+    stored = table(tmp_path / "stored", recipe={"steps": 3})
+    fresh = table(tmp_path / "fresh", recipe={"steps": 300})
+    assert compare.report(fresh.folder, stored.folder).startswith("Not comparable")
+
+
+def test_a_fresh_table_with_a_hole_does_not_agree(tmp_path):
+    stored = table(tmp_path / "stored")
+    fresh = table(tmp_path / "fresh", shift=15, without={("cyclic", 2, 39)})
+    assert not compare.report(fresh.folder, stored.folder).startswith("Agrees")
+
+
+# --- the operating point ----------------------------------------------------------------------------------------------
+
+
+def rates(**candidates):
+    """Candidate -> (harmful, plain) of shallow, then of cyclic."""
+    rows = []
+    for name, values in candidates.items():
+        for arm, (harmful, plain) in zip(("shallow", "cyclic"), (values[:2], values[2:]), strict=True):
+            rows.append({"candidate": name, "arm": arm, "harmful": harmful, "plain": plain})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("table", "picked"),
+    [
+        pytest.param(rates(a=(0.95, 0.08, 0.95, 0.08), b=(0.92, 0.02, 0.91, 0.03)), "b", id="least over-refusal"),
+        pytest.param(rates(a=(1, 0.09, 1, 0.09), b=(0.89, 0, 1, 0)), "a", id="one arm refuses too little"),
+        pytest.param(rates(a=(1, 0.09, 1, 0.09), b=(1, 0, 1, 0.11)), "a", id="one arm refuses too much"),
+        pytest.param(rates(a=(0.9, 0.1, 0.9, 0.1), b=(1, 0.2, 1, 0)), "a", id="the bounds themselves are met"),
+        pytest.param(rates(a=(1, 0.02, 1, 0.06), b=(1, 0.04, 1, 0.04)), "a", id="a tie goes to the first"),
+        pytest.param(
+            rates(z=(1, 0.04, 1, 0.04), a=(1, 0.02, 1, 0.06)), "z", id="first in the table, not in the alphabet"
+        ),
+        pytest.param(rates(a=(0.5, 0, 1, 0), b=(1, 0.3, 1, 0)), "b", id="none admissible: least worst violation"),
+        pytest.param(rates(a=(0.8, 0, 1, 0), b=(0.82, 0.18, 1, 0)), "b", id="the worst violation counts, not the sum"),
+        pytest.param(rates(b=(0.5, 0, 1, 0), a=(1, 0, 0.5, 0)), "b", id="none admissible, a tie"),
+    ],
+)
+def test_the_rule_picks(table, picked):
+    assert operating_point.rule(table) == picked
+
+
+def test_the_rule_looks_at_no_test_prompt(tmp_path):
+    plan = replace(TINY, arms=("base", "shallow"), seeds=(100,))
+    study = Study(plan, tmp_path, silent=True, per_set=1)
+    found = study.validation_rates("shallow", 100)
+    assert set(found) == {"harmful", "plain", "borderline"} and all(0 <= rate <= 1 for rate in found.values())
+    assert {name.split("-")[0] for name in units(tmp_path)} == {"answers", "train", "validate"}
+
+
+def test_the_recipe_takes_what_the_rule_picks():
+    names = list(operating_point.CANDIDATES)
+    table = rates(**{name: (1, 0.05 * place, 1, 0.05 * place) for place, name in enumerate(reversed(names))})
+    recipe = operating_point.chosen(TINY, table)
+    assert {key: getattr(recipe, key) for key in operating_point.CANDIDATES[names[-1]]} == operating_point.CANDIDATES[
+        names[-1]
+    ]
+    assert recipe.steps == TINY.recipe.steps
