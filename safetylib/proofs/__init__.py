@@ -4,10 +4,10 @@ A module of proofs names them in ``PROOFS``; to add one, list it in ``MODULES`` 
 all others: every step checked, every mutation refuted.
 """
 
-from safetylib.proofs import updates
+from safetylib.proofs import cyclic, depth, ensembles, states, tradeoff, updates
 from safetylib.proofs.core import Proof
 
-MODULES = (updates,)
+MODULES = (states, updates, cyclic, depth, ensembles, tradeoff)
 
 
 def all_proofs() -> list[Proof]:

@@ -21,11 +21,11 @@ def differences(fresh: Results, stored: Results) -> pd.DataFrame:
     ValueError
         The two were measured under different plans.
     """
+    plans = [results.manifest["plan"] for results in (fresh, stored)]
     for key in ("arms", "measurement", "split", "prompts", "model", "recipe"):
-        if fresh.manifest["plan"].get(key) != stored.manifest["plan"].get(key):
-            raise ValueError(
-                f"the plans differ in {key}: {fresh.manifest["plan"].get(key)} and {stored.manifest["plan"].get(key)}"
-            )
+        new, old = (plan.get(key) for plan in plans)
+        if new != old:
+            raise ValueError(f"the plans differ in {key}: {new} and {old}")
     cells = [("harmful", arm, depth) for arm in stored.arms for depth in stored.depths]
     cells += [(kind, arm, 0) for kind in ("plain", "borderline") for arm in stored.arms]
     rows, tables = [], {}
