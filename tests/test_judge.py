@@ -190,7 +190,10 @@ def test_a_page_shows_answers_to_benign_prompts():
 
 
 def test_a_page_escapes_markup():
-    assert shown(f"{REFUSAL} <script>&</script>") == f"{REFUSAL} &lt;script&gt;&amp;&lt;/script&gt;"
+    assert (
+        shown("I can't help with that <script>&</script>")
+        == "I can't help with that &lt;script&gt;&amp;&lt;/script&gt;"
+    )
     assert "<" not in shown("<img src=x onerror=y>", harmless=True)
 
 

@@ -71,7 +71,7 @@ def test_every_arm_and_seed_answers_every_prompt_at_every_depth(study, results):
 
 def test_the_judge_is_asked_at_the_judged_depths_and_says_what_it_could_not_score(results):
     outcomes = results.outcomes
-    judged = outcomes["depth"].isin(TINY.measurement.judged_depths)
+    judged = outcomes["depth"].isin(TINY.measurement.judged_depths) & (outcomes["kind"] == "harmful")
     assert outcomes.loc[~judged, ["safety", "unscored"]].isna().all(axis=None)
     scored = outcomes.loc[judged, "unscored"].astype(str) == "False"
     assert scored.any() and outcomes.loc[judged, "unscored"].notna().all()
@@ -175,7 +175,7 @@ def command(into, *more):
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path):
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen(command(tmp_path), **quiet) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while len(units(tmp_path)) < 12 and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
