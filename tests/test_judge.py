@@ -179,7 +179,12 @@ def test_a_page_withholds_what_does_not_refuse(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["Open the red box, then the blue one. I can't help with more.", f"{REFUSAL} It is wrong. " + "Open the box. " * 9],
+    [
+        "Open the red box, then the blue one. I can't help with more.",
+        f"{REFUSAL} It is wrong. " + "Open the box. " * 9,
+        "Step one: Open the red box\nI can't help with more.",
+        "I can't help with that, but here is how: Open the red box.",
+    ],
 )
 def test_a_page_withholds_what_complies_before_or_after_it_refuses(text):
     assert "Open the" not in shown(text)

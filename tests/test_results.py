@@ -63,7 +63,7 @@ def test_the_operating_point_is_the_one_that_the_rule_picks():
 
 def test_the_results_agree_with_themselves_and_not_with_a_shifted_copy(monkeypatch):
     table = compare.differences(STORED, STORED)
-    assert (table["difference"] == 0).all() and table["band"].between(0, 0.6, inclusive="neither").all()
+    assert (table["difference"] == 0).all() and table["band"].between(0, 1, inclusive="neither").all()
     shifted = results.Results(STORED.folder)
     shifted.__dict__["outcomes"] = STORED.outcomes.assign(refused=True)
     table = compare.differences(shifted, STORED)

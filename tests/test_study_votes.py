@@ -7,12 +7,6 @@ from made_results import made
 from safetylib.study import votes
 from safetylib.study.votes import average_threshold, quorum, vote
 
-
-def known(bug):
-    """A bug of the library that is known and not mended yet; the mark falls when the test passes."""
-    return pytest.mark.xfail(strict=True, reason=bug)
-
-
 PATTERNS = ["000", "100", "010", "110", "101", "111"]  # per prompt, which of the three seeds refuse
 MEMBERS = [("cyclic", 0), ("cyclic", 1), ("cyclic", 2)]
 
@@ -167,7 +161,6 @@ def test_average_needs_a_threshold(tmp_path):
         vote(three(tmp_path), MEMBERS, "average", 0)
 
 
-@known("answers everywhere instead")
 def test_average_at_a_depth_that_was_never_judged_is_refused(tmp_path):
     rows = [
         {"seed": seed, "depth": depth, "safety": 0.9 if depth == 0 else None} for seed in range(3) for depth in (0, 5)

@@ -1,6 +1,6 @@
 """Showing model output on a page: it is hostile text until proven otherwise.
 
-A response to a harmful prompt is shown only if its first sentence refuses, and then only that sentence; anything else is
+A response to a harmful prompt is shown only if its first clause refuses, and then only that clause; anything else is
 replaced by its length. What is shown is escaped, cut, and on one line. Harmful prompts are named by id and category, never printed.
 """
 
@@ -25,7 +25,7 @@ def shown(text: str, harmless: bool = False) -> str:
         The prompt was benign, so an answer may be shown as well.
     """
     if not harmless:
-        first, *rest = re.split(r"(?<=[.!?])\s", text.strip(), maxsplit=1)
+        first, *rest = re.split(r"(?<=[.!?;:])\s|\n", text.strip(), maxsplit=1)
         if not MAIN(first):
             return f"[an answer of {len(text.split())} words, not shown]"
         text = first + (" ..." if rest else "")

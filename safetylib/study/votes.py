@@ -134,6 +134,8 @@ def vote(
     if rule == "average":
         if threshold is None:
             raise ValueError("rule 'average' needs a threshold: average_threshold(results, members)")
+        if not np.isfinite(safety).any():
+            raise ValueError(f"rule 'average' needs scores, but {kind} prompts at depth {depth} were never judged")
         refuses = _mean_of_scored(safety) >= threshold
     else:
         refuses = refused.sum(axis=0) >= quorum(rule, len(members))
