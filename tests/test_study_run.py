@@ -45,8 +45,8 @@ def results(study):
 
 
 def units(folder):
-    """Finished units and when they were finished."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/unit.json")}
+    """Finished units and when they were finished; a scratch folder that was killed just before its rename is none."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("[!.]*/unit.json")}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
