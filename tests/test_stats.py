@@ -41,11 +41,12 @@ def coverage(count=400, **shape):
         pytest.param(
             {"seeds": 3, "prompts": 100, "between_seeds": 0.1, "between_prompts": 0.1, "rest": 0.2},
             id="seeds rule",
+            marks=pytest.mark.xfail(strict=True, reason="three seeds of one table alone cover a little less than 90 %"),
         ),
     ],
 )
 def test_the_interval_covers_the_mean(shape):
-    assert 0.88 <= coverage(**shape) <= 0.995
+    assert 0.90 <= coverage(**shape) <= 0.995
 
 
 def test_a_family_that_shares_its_seed_variance_is_covered_by_three_seeds():

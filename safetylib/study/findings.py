@@ -2,7 +2,8 @@
 
 A contrast counts as decided when its difference is at least three standard errors wide and survives Holm's correction
 over the primary contrasts, which were fixed before measuring: cyclic minus uniform, random, shallow and deep, each the
-mean refusal rate over the depths off the orbit. Nothing here imports torch.
+mean refusal rate over the depths off the orbit. The pooling of their between-seed variance was adopted after the first
+two seeds had been seen, where unpooled contrasts were all undecided. Nothing here imports torch.
 """
 
 from __future__ import annotations
