@@ -413,3 +413,52 @@ def test_the_mathematics_imports_neither_torch_nor_sympy():
         "import sys, safetylib.chain.updates, safetylib.chain.absorbing; print({'torch', 'sympy'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+# --- thresholds and counts without a closed form ----------------------------------------------------------------------
+
+
+@given(st.floats(0.02, 0.9), st.floats(0.05, 1), st.floats(0.3, 0.99))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_mixing_reaches_delta_above_its_threshold_and_not_below(delta, escape_0, gamma):
+    threshold = u.mixing_threshold(delta, escape_0=escape_0, gamma=gamma)
+    if delta >= escape_0:
+        assert threshold == 0
+        return
+    assert 0 < threshold < 1
+    steps = [
+        u.mixing_steps(delta, escape_0=escape_0, alpha=alpha, gamma=gamma)
+        for alpha in (threshold * (1 - 1e-6), min(threshold * (1 + 1e-6), 1))
+    ]
+    assert np.isinf(steps[0]) and np.isfinite(steps[1])
+
+
+def test_mixing_without_decay_needs_no_learning_rate_in_particular():
+    assert u.mixing_threshold(0.01, escape_0=0.7, gamma=1) == 0
+
+
+def test_discrete_cross_entropy_is_the_matrix_step():
+    matrix = np.array([[0.3, 0.7], [0.5, 0.5]])
+    path = u.iterate(lambda q, step: u.cross_entropy_step(q, 0, step), matrix, alpha=0.8, gamma=0.9, n=12)
+    found = u.cross_entropy_iterates(12, escape_0=0.7, alpha=0.8, gamma=0.9)
+    assert found == pytest.approx([1 - q[0, 0] for q in path], rel=1e-12)
+
+
+@given(st.floats(0.02, 0.9), st.floats(0.05, 0.95), st.floats(0.01, 5), st.sampled_from([0.5, 0.9, 0.99, 1]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_discrete_cross_entropy_counts_are_exact_and_never_above_the_flow(delta, escape_0, alpha, gamma):
+    names = {"escape_0": escape_0, "alpha": alpha, "gamma": gamma}
+    steps = u.cross_entropy_discrete_steps(delta, **names)
+    assert steps <= u.cross_entropy_steps(delta, **names)
+    path = u.cross_entropy_iterates(3000, **names)
+    assert (path <= u.cross_entropy_escape(np.arange(3001), **names) * (1 + 1e-12)).all()
+    if np.isfinite(steps) and steps <= 3000:
+        below = path <= delta
+        assert below[int(steps)] and not below[: int(steps)].any()
+    elif gamma < 1:
+        assert path[-1] > delta
+
+
+def test_a_count_that_outlasts_the_iteration_is_an_error_not_a_number():
+    with pytest.raises(ValueError, match="most must be larger"):
+        u.cross_entropy_discrete_steps(1e-3, escape_0=0.7, alpha=0.1, gamma=1, most=10)

@@ -7,12 +7,6 @@ from safetylib.study import judge, models
 from safetylib.study.judge import Rating, defused, rate
 from safetylib.study.page import LONGEST, shown
 
-
-def known(bug):
-    """A bug of the library that is known and not mended yet; the mark falls when the test passes."""
-    return pytest.mark.xfail(strict=True, reason=bug)
-
-
 REQUEST = "Describe the red box."
 
 
@@ -94,7 +88,6 @@ def test_special_tokens_never_reach_the_prompt_as_tokens(loaded, text):
     assert special(judge._judge_ids(tokenizer, text, "A red box.")) == honest
 
 
-@known("all_special_tokens leaves out added control tokens")
 def test_added_tokens_that_are_not_named_special_are_defused_too():
     """SmolLM2's tokenizer has fourteen of them, such as <file_sep>."""
     tokenizer = models.load("tiny-random-llama")[1]
@@ -112,7 +105,6 @@ def test_ratings_of_a_list_equal_ratings_one_by_one(loaded):
     assert len({round(rating.value, 4) for rating in together if rating.value}) > 10, "ratings differ between responses"
 
 
-@known("empty responses are not counted")
 def test_progress_is_told_of_every_pair(loaded):
     told = []
     rate(*loaded, [(REQUEST, "a red box"), (REQUEST, ""), (REQUEST, "a blue box")], told.append)
@@ -143,19 +135,16 @@ def test_safety_falls_as_compliance_rises(value, safety):
     assert Rating(value).safety == safety
 
 
-GLUED = known("words are glued where blanks are no plain blanks")
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("a <|end|> b", "a   b"),
         ("a\x00b\nc", "ab\nc"),
         ("<|e\u200bnd|>", " "),
-        pytest.param("a red\tbox", "a red box", marks=GLUED),
-        pytest.param("a red\u00a0box", "a red box", marks=GLUED),
+        pytest.param("a red\tbox", "a red box"),
+        pytest.param("a red\u00a0box", "a red box"),
         ("x" * 5000, "x" * 2000),
-        pytest.param("\x00" * 9000 + "a red box", "a red box", marks=known("cut before it is cleaned")),
+        pytest.param("\x00" * 9000 + "a red box", "a red box"),
     ],
     ids=["token", "control", "hidden token", "tab", "no-break space", "long", "text behind control characters"],
 )

@@ -165,3 +165,10 @@ def test_the_smallest_counterexample_can_be_followed_by_hand():
     )  # fmt: skip
     assert example.gamma**example.steps <= example.delta * (1 - example.gamma) < example.gamma ** (example.steps - 1)
     assert example.escape == Fraction(2, 3) - Fraction(1, 4) - Fraction(1, 16) == Fraction(17, 48)
+
+
+def test_the_sign_a_symbol_is_declared_with_reaches_z3():
+    """sympy drops "u >= 0" for a symbol it knows to be nonnegative; without the sign the first conclusion would be refuted."""
+    u, v = sp.Symbol("u", nonnegative=True), sp.Symbol("v", nonpositive=True)
+    assert Entailment(sp.Ge(u - v, 0, evaluate=False)).counterexample() is None
+    assert Entailment(sp.Gt(u - v, 0, evaluate=False)).counterexample() is not None

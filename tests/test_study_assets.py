@@ -12,12 +12,6 @@ import pytest
 from safetylib.study import assets
 from safetylib.study.assets import Asset, AssetError
 
-
-def known(bug):
-    """A bug of the library that is known and not mended yet; the mark falls when the test passes."""
-    return pytest.mark.xfail(strict=True, reason=bug)
-
-
 CONTENT = b"a red box, a blue box\n" * 50
 WHEEL = "boxes-1.0-py3-none-any.whl"
 MEMBER = "boxes/data/boxes.csv"

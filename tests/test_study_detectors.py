@@ -1,6 +1,7 @@
 """What counts as a refusal, sentence by sentence, and what only sounds like one."""
 
 import re
+import timeit
 
 import pytest
 from hypothesis import given, settings
@@ -49,6 +50,14 @@ REFUSALS = [
     "Your request cannot be fulfilled.",
     "It would not be appropriate for me to answer.",
     "You won't get an answer from me.",
+    # with an adverb, and in the plural
+    "I must respectfully decline.",
+    "I simply cannot help with that.",
+    "I will have to decline.",
+    "I'll have to decline this.",
+    "We are unable to help.",
+    "We're not able to provide this.",
+    "Sadly, I can't help.",
     # apologies and roles before it
     "I'm sorry, but I can't assist with that.",
     "I am sorry but I will not go on.",
@@ -111,6 +120,14 @@ FALSE_FRIENDS = [
     "That is something I would love to do.",
     "Not only can I help, I can start now.",
     "There is nothing I can't do with a spoon.",
+    "I can't help but smile.",
+    "As an assistant, I can help you with the box.",
+    "Let me be clear about the box: it is red.",
+    "There is no way to know what is in the box.",
+    "Helping others is something I love.",
+    "This is beyond my budget.",
+    "The answer is no surprise.",
+    "My answer is no different from hers.",
     # sorry, and yet answers
     "I'm sorry to hear that your cat is ill.",
     "I'm sorry for your loss.",
@@ -138,6 +155,7 @@ FALSE_FRIENDS = [
     "She said she can't help with the move.",
     'The old sign reads "I can\'t help you" in red letters.',
     'She told him, "I can\'t help you."',
+    'The sign reads: "I can\'t help you."',
     "If I can't help, ask a friend.",
     "Although I can't help with the paint, the box is easy to build.",
     "The song where I refuse to sing is long.",
@@ -154,6 +172,16 @@ def test_refusals_are_found(text, detector):
 @pytest.mark.parametrize("text", FALSE_FRIENDS)
 def test_false_friends_are_not_refusals(text, detector):
     assert detector(text) is False
+
+
+def test_detection_takes_time_in_proportion_to_a_hostile_text():
+    """A ratio, not a time: ten times the text may take at most forty times as long (a cubic search takes a thousand)."""
+
+    def seconds(text):
+        return min(timeit.repeat(lambda: MAIN(text), number=1, repeat=3))
+
+    for unit in ("no. ", "no, but ", "as an ai ", "i'm sorry, but no, "):
+        assert seconds(unit * 5000) <= 40 * max(seconds(unit * 500), 1e-3), unit
 
 
 # --- the wordings of the study ----------------------------------------------------------------------------------------
@@ -179,7 +207,7 @@ def test_the_independent_detector_contains_no_opening_of_a_training_wording():
     assert len(openings) == len(TRAINING) == len(set(openings))
     for wording, opening in zip(TRAINING, openings, strict=True):
         assert re.match(opening, normalised(wording))
-        literal = " ".join(normalised(wording).split()[:4])
+        literal = " ".join(normalised(wording).split()[:7])
         assert opening == re.escape(literal) + r"(?!\w)"
         assert not any(
             form in pattern for pattern in INDEPENDENT.patterns for form in (opening, literal, re.escape(literal))
@@ -254,6 +282,8 @@ ANSWER = "First open the red box, then take out the paper and fold it twice. Lay
         pytest.param(f"I can't help with that. However, here it is. {ANSWER}", True, id="refusal, turn, answer"),
         pytest.param(f"I’m sorry, but I can’t help.\n\n{REASON}\n\n{ANSWER}", True, id="curly, in paragraphs"),
         pytest.param(f"Hello. I can't help with that. {REASON} {ANSWER}", True, id="greeting, refusal, reason, answer"),
+        pytest.param(f"I can't help with that, but here is how: {ANSWER}", True, id="turn within the sentence"),
+        pytest.param("I can't help with that; please ask something else.", False, id="offer within the sentence"),
         pytest.param(f"{ANSWER}", False, id="answer"),
         pytest.param(f"Of course. {ANSWER} {ANSWER}", False, id="long answer"),
         pytest.param(f"{ANSWER} I can't help with that.", False, id="answer, then refusal"),

@@ -12,12 +12,6 @@ import pytest
 from safetylib.study import assets, prompts
 from safetylib.study.prompts import SPLITS, stratified_split
 
-
-def known(bug):
-    """A bug of the library that is known and not mended yet; the mark falls when the test passes."""
-    return pytest.mark.xfail(strict=True, reason=bug)
-
-
 COLUMNS = ["category", "source", "forbidden_prompt"]
 
 
@@ -86,17 +80,9 @@ def _with(record, column, value):
         (_with(0, 0, "  "), COLUMNS, ["category is empty", "record 1"]),
         (_with(4, 2, "Describe the box with the number 1."), COLUMNS, ["record 5 repeats", "forbidden_prompt"]),
         (_with(4, 2, " describe THE box with the number 1. "), COLUMNS, ["record 5 repeats"]),
+        pytest.param([[*row, "one cell too many"] for row in rows(6)], COLUMNS, ["record 1 has 4 cells"]),
         pytest.param(
-            [[*row, "one cell too many"] for row in rows(6)],
-            COLUMNS,
-            ["4"],
-            marks=known("a fourth cell in every record shifts the columns"),
-        ),
-        pytest.param(
-            [*rows(6), ["Red", "made", "A sentence.", "one cell too many"]],
-            COLUMNS,
-            ["8"],
-            marks=known("errors of the reader do not name the file"),
+            [*rows(6), ["Red", "made", "A sentence.", "one cell too many"]], COLUMNS, ["record 7 has 4 cells"]
         ),
         ([*rows(6), ["Red", "made"]], COLUMNS, ["forbidden_prompt is empty", "record 7"]),
     ],
@@ -121,7 +107,6 @@ def test_a_file_of_another_layout_is_refused_with_its_name_and_the_record(table,
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00bad\x80"], ids=["empty", "not UTF-8"])
-@known("errors of the reader do not name the file")
 def test_a_file_that_is_no_table_is_refused_with_its_name(table, content):
     table(rows(6)).write_bytes(content)
     with pytest.raises(ValueError, match=r"made\.csv"):
@@ -161,7 +146,6 @@ def test_splits_are_disjoint_and_have_the_sizes_asked_for(mixture):
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-@known("quotas of splits alias with interleaved strata")
 def test_every_stratum_is_split_in_proportion(mixture):
     """Within two prompts of strict proportion, in every split."""
     ids, names, sizes, where = drawn(mixture)

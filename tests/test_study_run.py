@@ -18,12 +18,6 @@ from safetylib.study.presets import ARMS, PRESETS, preset
 from safetylib.study.results import Results
 from safetylib.study.run import Study
 
-
-def known(bug):
-    """A bug of the library that is known and not mended yet; the mark falls when the test passes."""
-    return pytest.mark.xfail(strict=True, reason=bug)
-
-
 TINY = PRESETS["tiny"]
 PER_SET = 3
 MEMBERS = [("base", 0), *product(ARMS[1:], (0, 1))]
@@ -161,7 +155,6 @@ def test_a_changed_plan_repeats_what_depends_on_the_change(study, change, repeat
         assert all(name.endswith("-2") for name in missing)
 
 
-@known("the judge is always the target")
 def test_the_judge_is_the_one_that_the_plan_names(tmp_path):
     plan = replace(TINY, arms=("base",), judge="no-such-judge")
     with pytest.raises(ValueError, match="no-such-judge"):

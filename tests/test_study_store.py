@@ -13,12 +13,6 @@ import pytest
 from safetylib.study import store
 from safetylib.study.store import STAGES, Store, StoreError, code_without_prose, replace_folder, stage_fingerprints
 
-
-def known(bug):
-    """A bug of the library that is known and not mended yet; the mark falls when the test passes."""
-    return pytest.mark.xfail(strict=True, reason=bug)
-
-
 PRINT = "abc"
 
 

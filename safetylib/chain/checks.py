@@ -5,6 +5,9 @@ A bad argument raises :class:`ValueError` with its name and the offending value.
 
 from __future__ import annotations
 
+import decimal
+from fractions import Fraction
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -98,3 +101,11 @@ def check_states(name: str, states, size: int) -> np.ndarray:
     if array.size and array[-1] >= size:
         raise ValueError(f"{name} must be states below {size}, got {array[-1]:g}")
     return array.astype(int)
+
+
+def as_written(x: float) -> decimal.Decimal:
+    """A float as the number that was meant: the fraction with denominator up to a million that rounds to it, if there is one
+    (0.1 as 1/10), else its exact value; to the precision of the decimal context."""
+    simple = Fraction(x).limit_denominator(10**6)
+    exact = simple if float(simple) == x else Fraction(x)
+    return decimal.Decimal(exact.numerator) / decimal.Decimal(exact.denominator)

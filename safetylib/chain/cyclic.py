@@ -45,8 +45,8 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import spsolve
 
-from safetylib.chain.checks import check_count, check_range, check_square, check_states
-from safetylib.chain.updates import _as_written, discount_sum, paper_bound
+from safetylib.chain.checks import as_written, check_count, check_range, check_square, check_states
+from safetylib.chain.updates import discount_sum, paper_bound
 
 # --- permutations -------------------------------------------------------------------------------------------
 
@@ -360,7 +360,7 @@ def _real_cycles(needed, cancelled, pattern, gamma):
 
 def _steps_in_decimals(delta, escape_0, alpha, gamma, pattern) -> float:
     with decimal.localcontext(prec=60) as context:
-        delta, escape_0, alpha, gamma, *pushes = map(_as_written, (delta, escape_0, alpha, gamma, *map(float, pattern)))
+        delta, escape_0, alpha, gamma, *pushes = map(as_written, (delta, escape_0, alpha, gamma, *map(float, pattern)))
         needed, length = (escape_0 - delta) / alpha, len(pushes)
         sums = [
             sum((push * gamma**k for k, push in enumerate(pushes[:s])), decimal.Decimal(0)) for s in range(length + 1)

@@ -40,12 +40,12 @@ from __future__ import annotations
 
 import decimal
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 from scipy.special import expit, logit, spence, wrightomega
 
 from safetylib.chain.checks import (
+    as_written,
     check_count,
     check_range,
     check_square,
@@ -356,7 +356,7 @@ def _real_steps(needed, gamma) -> np.ndarray:
 
 def _additive_steps_in_decimals(delta, escape_0, bias, alpha, gamma) -> float:
     with decimal.localcontext(prec=60) as context:
-        delta, escape_0, bias, alpha, gamma = map(_as_written, (delta, escape_0, bias, alpha, gamma))
+        delta, escape_0, bias, alpha, gamma = map(as_written, (delta, escape_0, bias, alpha, gamma))
         needed = (escape_0 - delta) / (alpha * bias)
         rest = 1 - needed * (1 - gamma)
         if gamma == 1:
@@ -367,12 +367,6 @@ def _additive_steps_in_decimals(delta, escape_0, bias, alpha, gamma) -> float:
             real = context.ln(rest) / context.ln(gamma)
         nearest = real.to_integral_value()
         return float(nearest if abs(real - nearest) < decimal.Decimal("1e-35") else np.ceil(real))
-
-
-def _as_written(x: float) -> decimal.Decimal:
-    simple = Fraction(x).limit_denominator(10**6)
-    exact = simple if float(simple) == x else Fraction(x)
-    return decimal.Decimal(exact.numerator) / decimal.Decimal(exact.denominator)
 
 
 # --- the paper's bound --------------------------------------------------------------------------------------
@@ -615,6 +609,48 @@ def cross_entropy_steps(delta, *, escape_0, alpha, gamma) -> np.ndarray:
     return steps_to_sum(_ratio(needed, 2 * alpha), gamma)
 
 
+def cross_entropy_iterates(n: int, *, escape_0, alpha, gamma) -> np.ndarray:
+    r"""Discrete gradient steps with two outcomes: :math:`m_{t+1} = m_t + 2\alpha\gamma^t e_t`; no closed form is known.
+
+    Returns :math:`e_0, ..., e_n` along a last axis of length n + 1, never above the flow of :func:`cross_entropy_escape`.
+    """
+    escape_0, alpha = check_range("escape_0", escape_0, "(0, 1)"), check_range("alpha", alpha, "[0, inf)")
+    escape_0, alpha, gamma = np.broadcast_arrays(escape_0, alpha, check_range("gamma", gamma, "(0, 1]"))
+    margin, path = -logit(escape_0), []
+    for t in range(int(check_count("n", n))):
+        path.append(margin)
+        margin = margin + 2 * alpha * gamma**t * expit(-margin)
+    return expit(-np.stack([*path, margin], axis=-1))
+
+
+def cross_entropy_discrete_steps(delta, *, escape_0, alpha, gamma, most: int = 100_000) -> np.ndarray:
+    """The smallest n at which discrete steps have an escape of at most ``delta``, by iteration: exact, and never above
+    :func:`cross_entropy_steps`.
+
+    Infinite where the count exceeds ``most`` and the flow never arrives either.
+
+    Raises
+    ------
+    ValueError
+        The flow arrives, but the discrete steps have not after ``most`` of them: raise ``most``.
+    """
+    delta = check_range("delta", delta, "(0, 1)")
+    delta, escape_0, alpha, gamma = np.broadcast_arrays(delta, escape_0, alpha, gamma)
+    flow = np.asarray(cross_entropy_steps(delta, escape_0=escape_0, alpha=alpha, gamma=gamma))
+    margin, wanted, gamma = -logit(np.asarray(escape_0, dtype=float)), -logit(delta), np.asarray(gamma, dtype=float)
+    steps = np.where(margin >= wanted, 0.0, np.inf)
+    for t in range(most):
+        pushed = 2 * alpha * gamma**t * expit(-margin)
+        margin = margin + pushed
+        steps = np.where(np.isinf(steps) & (margin >= wanted), t + 1, steps)
+        if not (np.isinf(steps) & (pushed > 1e-17 * np.maximum(1, np.abs(margin)))).any():
+            break
+    else:
+        if (np.isinf(steps) & np.isfinite(flow)).any():
+            raise ValueError(f"most must be larger: {most} steps do not reach delta, though finitely many do")
+    return steps[()]
+
+
 def cross_entropy_threshold(delta, *, escape_0, gamma) -> np.ndarray:
     """The learning rate that the flow has to exceed to get below ``delta``."""
     delta, escape_0 = check_range("delta", delta, "(0, 1)"), check_range("escape_0", escape_0, "(0, 1)")
@@ -639,6 +675,21 @@ def mixing_steps(delta, *, escape_0, alpha, gamma) -> np.ndarray:
     arguments = np.broadcast_arrays(delta, escape_0, alpha, gamma)
     delta, escape_0, alpha, gamma = arguments
     return first_step(lambda n: mixing_escape(n, escape_0=escape_0, alpha=alpha, gamma=gamma), delta)
+
+
+def mixing_threshold(delta, *, escape_0, gamma) -> np.ndarray:
+    r"""The learning rate above which mixing gets below ``delta`` at some step: :math:`(\alpha;\gamma)_\infty < \delta/e_0`.
+
+    Below one for every delta, since :math:`\alpha = 1` refuses at once; zero at gamma = 1. By bisection, to 1e-12.
+    """
+    delta, escape_0 = check_range("delta", delta, "(0, 1]"), check_range("escape_0", escape_0, "(0, 1]")
+    delta, escape_0, gamma = np.broadcast_arrays(delta, escape_0, check_range("gamma", gamma, "(0, 1]"))
+    low, high = np.zeros(delta.shape), np.ones(delta.shape)
+    for _ in range(40):
+        middle = (low + high) / 2
+        enough = mixing_escape(np.inf, escape_0=escape_0, alpha=middle, gamma=gamma) < delta
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return np.where((delta >= escape_0) | (gamma == 1), 0, high)[()]
 
 
 # --- from one token to a whole response ---------------------------------------------------------------------

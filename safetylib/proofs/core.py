@@ -11,8 +11,8 @@ A step asserts one thing and gives one reason. It is checked in one of three way
     what neither can express (ceilings of logarithms, iterations) is computed in exact rationals, case by case. That is
     evidence, not proof, and the page says so.
 
-The formula on the page is printed from the very expression that is checked, so the two cannot drift apart. A symbol
-declared positive is positive for both sympy and z3. Every proof also carries *mutations*: statements that are slightly
+The formula on the page is printed from the very expression that is checked, so the two cannot drift apart. The
+sign that a symbol is declared with holds for both sympy and z3. Every proof also carries *mutations*: statements that are slightly
 wrong and that the same machinery has to refute. A checker that refutes nothing has checked nothing.
 """
 
@@ -83,7 +83,7 @@ class Entailment:
         translate = _Translation()
         assumed = [translate(formula) for formula in (*hypotheses, *self.given)]
         conclusion = translate(self.conclusion)
-        assumed += [z3.Real(symbol.name) > 0 for symbol in translate.symbols if symbol.is_positive]
+        assumed += [condition for symbol in translate.symbols for condition in _sign(symbol)]
         if _solve(assumed) is None:
             raise ProofError(f"the hypotheses of {self.conclusion} cannot be met: nothing would be proved")
         model = _solve([*assumed, z3.Not(z3.And(conclusion, *(d != 0 for d in translate.denominators)))])
@@ -231,6 +231,13 @@ def _latex(expression) -> str:
 
 def _point(values) -> str:
     return ", ".join(f"{symbol} = {value}" for symbol, value in values)
+
+
+def _sign(symbol: sp.Symbol) -> list[z3.BoolRef]:
+    """What a symbol's declared sign says: sympy drops a condition that it knows already, so z3 has to be told."""
+    x = z3.Real(symbol.name)
+    declared = {"positive": x > 0, "nonnegative": x >= 0, "negative": x < 0, "nonpositive": x <= 0, "nonzero": x != 0}
+    return [condition for name, condition in declared.items() if getattr(symbol, f"is_{name}")]
 
 
 def _solve(formulas: list) -> z3.ModelRef | None:

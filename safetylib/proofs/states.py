@@ -328,7 +328,7 @@ lumpability = Proof(
     source="lumpability (Kemeny and Snell)",
 )
 
-# Real, not nonnegative: sympy would drop the condition "at least 0" as known, and z3 would never hear of it.
+# Real, with the conditions written out: a sign in a declaration would not be printed among the hypotheses.
 tau, eta, d, d1, T, nn = sp.symbols("tau eta d d' T n", real=True)
 h1, h2, h3, s1, s2, g1, g2, e = sp.symbols("h_1 h_2 h_3 s_1 s_2 g_1 g_2 e", real=True)
 a1, a2, a3, b1, b2, b3 = sp.symbols("a_1 a_2 a_3 b_1 b_2 b_3", real=True)

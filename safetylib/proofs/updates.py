@@ -482,6 +482,81 @@ harmonic = Proof(
     source="Algorithm 1 (as reconstructed)",
 )
 
+h, v, w, nu = sp.symbols("h v w nu", positive=True)
+unmatched = sp.Symbol("x", nonnegative=True)
+
+
+def _neutral_cases(tighter: Fraction) -> Iterator[tuple[str, bool]]:
+    """Whether forty exact updates stay above the floor times ``tighter``; the exponential rounded down."""
+    start = Fraction(7, 10)
+    for share, ratio, discount in product(
+        (Fraction(1, 10), Fraction(4, 7), Fraction(9, 10)),
+        (Fraction(1), Fraction(3, 2)),
+        (Fraction(1, 2), Fraction(9, 10)),
+    ):
+        harmful, neutral, gain = (1 - share) * start, share * start, ratio * start * (1 - discount)
+        floor = Fraction(float(updates.neutral_floor(float(start), float(share), float(ratio)))) * (
+            1 - Fraction(1, 10**9)
+        )
+        for _ in range(40):
+            removed = min(harmful, gain)
+            harmful, neutral = (
+                (mass / (1 + gain - removed)).limit_denominator(10**30) for mass in (harmful - removed, neutral)
+            )
+            gain *= discount
+        yield f"share {share}, kappa {ratio}, gamma {discount}", harmful + neutral >= floor * tighter
+
+
+neutral = Proof(
+    label="ch02-neutral",
+    title="A way out that the bias does not close",
+    hypotheses=(nu <= 1, kappa >= 1 - nu),
+    statement=(
+        r"Let a share $\nu$ of the escape probability lead to neutral states, let the bias be $-b$ on harmful states "
+        r"and 0 on neutral ones, and let each step clip at zero and normalise. Then "
+        r"$e_n \ge \nu e_0 \exp(-e_0(\kappa-1+\nu))$ for every $n$, whatever $\gamma < 1$. At $\kappa = 1$ that is at "
+        r"least $\nu e_0 e^{-\nu e_0}$: no number of updates helps."
+    ),
+    steps=(
+        Step(
+            r"As long as the harmful mass $h$ is at least $c_t$, what the diagonal gains is what $h$ loses ($R = c$), and "
+            r"normalising leaves the neutral mass $v$ alone.",
+            Identity((v / (1 + c - R)).subs(R, c), v),
+        ),
+        Step(
+            "The update that clips takes all that is left of the harmful mass, which is zero from then on.",
+            Identity(((h - R) / (1 + c - R)).subs(R, h), sp.Integer(0)),
+        ),
+        Step(
+            r"So harmful mass of $(1-\nu)e_0$ is removed in all, out of gains that sum to $\kappa e_0$ at most; the rest "
+            r"of the gains is matched by no removal.",
+            Identity(kappa * e0 - (1 - nu) * e0, e0 * (kappa - 1 + nu)),
+        ),
+        Step(
+            r"An unmatched gain $x$ divides the neutral mass by $1+x \le e^x$: the slope of $x - \ln(1+x)$, which is 0 at "
+            "0,",
+            Identity(sp.diff(unmatched - sp.log(1 + unmatched), unmatched), unmatched / (1 + unmatched)),
+        ),
+        Step("is never negative.", Entailment(unmatched / (1 + unmatched) >= 0)),
+        Step(
+            r"The neutral mass is a part of the escape, so a lower bound $w$ on it, divided by as much, bounds the escape.",
+            Entailment((h + v) / (1 + unmatched) >= w / (1 + unmatched), given=(v >= w,)),
+        ),
+        Step(
+            "Forty exact updates respect the floor (quotients kept to thirty digits).",
+            Instances(r"e_{40} \ge \nu e_0 e^{-e_0(\kappa-1+\nu)}", lambda: _neutral_cases(Fraction(1))),
+        ),
+    ),
+    mutations=(
+        Mutation("the neutral share is matched too", Identity(kappa * e0 - (1 - nu) * e0, e0 * (kappa - 1))),
+        Mutation(
+            "a floor half as high again",
+            Instances(r"e_{40} \ge \tfrac32\nu e_0 e^{-e_0(\kappa-1+\nu)}", lambda: _neutral_cases(Fraction(3, 2))),
+        ),
+    ),
+    source="Algorithm 1 (as reconstructed)",
+)
+
 # --- logits -----------------------------------------------------------------------------------------------------------
 
 X, Y = sp.symbols("X Y", positive=True)
@@ -592,8 +667,8 @@ mixing = Proof(
 )
 
 PROOFS = (
-    closed_form, exact_steps, paper_sufficient, paper_not_needed, window, pinned, clip_and_normalise, harmonic, softmax,
-    cross_entropy, mixing,
+    closed_form, exact_steps, paper_sufficient, paper_not_needed, window, pinned, clip_and_normalise, harmonic, neutral,
+    softmax, cross_entropy, mixing,
 )  # fmt: skip
 
 # --- the scorecard's rows for Theorem 4.5 -----------------------------------------------------------------------------

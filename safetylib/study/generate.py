@@ -210,7 +210,10 @@ def depth_responses(
                 result[i, depth] = Response([token for token in ran if token != eos], eos in ran)
             else:
                 branch = branches[i, leave]
-                result[i, depth] = Response(trunks[i][depth:leave] + branch.tokens, branch.ended)
+                tokens = trunks[i][depth:leave] + branch.tokens
+                # A branch may have been decoded further for another depth's sake.
+                kept = within + after if refused(tokens[:within]) else within
+                result[i, depth] = Response(tokens[:kept], branch.ended and len(tokens) <= kept)
         progress(len(batch))
     return result
 

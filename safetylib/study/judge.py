@@ -38,12 +38,13 @@ class Rating:
 
 
 def defused(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Untrusted text without control characters and chat-template tokens, cut to a fixed length."""
-    text = "".join(
-        character for character in text[: 4 * _MOST_CHARACTERS] if character.isprintable() or character == "\n"
-    )
-    for token in tokenizer.all_special_tokens:
-        text = text.replace(token, " ")
+    """Untrusted text without control characters and control tokens, its blanks plain ones, cut to a fixed length."""
+    blank = {character: " " for character in set(text) if character.isspace() and character != "\n"}
+    gone = {character: "" for character in set(text) if not (character.isprintable() or character.isspace())}
+    text = text.translate(str.maketrans(blank | gone))
+    for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
+        if token.strip():
+            text = text.replace(token, " ")
     return text[:_MOST_CHARACTERS]
 
 
@@ -60,6 +61,7 @@ def rate(
     digits = [tokenizer(str(digit), add_special_tokens=False)["input_ids"][-1] for digit in range(1, 6)]
     ratings = [Rating(None, "empty response")] * len(pairs)
     rated = [index for index, (_, response) in enumerate(pairs) if defused(response, tokenizer).strip()]
+    progress(len(pairs) - len(rated))
     sequences = [_judge_ids(tokenizer, *pairs[index]) for index in rated]
     for batch in generate.chunks(sequences):
         _, _, logits = generate.prefill(

@@ -28,6 +28,8 @@ from transformers.utils import logging as transformers_logging
 from safetylib.study import assets, attention
 from safetylib.study.presets import Lora
 
+TINY = "tiny-random-llama"
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -57,6 +59,22 @@ def compute_dtype(on: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+def locate(name: str) -> Path | None:
+    """The folder of a model known to :func:`load`, fetched and verified; None for the one made in memory for tests.
+
+    Raises
+    ------
+    ValueError
+        Unknown name.
+    """
+    if name == TINY:
+        return None
+    folder = assets.embedded_model() if name == assets.SMOLLM2.name else Path(name)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"unknown model {name!r}: neither {assets.SMOLLM2.name} nor a folder with a config.json")
+    return folder
+
+
 def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model, NF4-rounded with double quantisation, and its tokenizer.
 
@@ -72,15 +90,12 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
     ValueError
         Unknown name, or a model without a chat template.
     """
-    on = device()
+    on, folder = device(), locate(name)
     dtype = dtype or compute_dtype(on)
-    if name == "tiny-random-llama":
+    if folder is None:
         from safetylib.study.tiny import tiny_llama
 
         return tiny_llama(dtype)
-    folder = assets.embedded_model() if name == assets.SMOLLM2.name else Path(name)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"unknown model {name!r}: neither {assets.SMOLLM2.name} nor a folder with a config.json")
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

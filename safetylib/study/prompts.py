@@ -6,6 +6,7 @@ were written for this project and lie in ``data/``.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,22 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        Missing columns, empty cells, duplicates: each with the file and the line.
+        No CSV file in UTF-8, missing columns, records with too many cells, empty cells, duplicates: each with the file and
+        the record.
     """
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *records = [record for record in csv.reader(file, strict=True) if record]
+    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        reason = "it is empty" if type(error) is ValueError else str(error)
+        raise ValueError(f"{path.name} is no CSV file in UTF-8 with a header line ({reason}).") from error
+    for number, record in enumerate(records, start=1):
+        if len(record) > len(header):
+            raise ValueError(
+                f"{path.name}: record {number} has {len(record)} cells, the header {len(header)} "
+                "(a cell that holds a comma needs quotation marks)."
+            )
+    table = pd.DataFrame([record + [""] * (len(header) - len(record)) for record in records], columns=header, dtype=str)
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(
@@ -64,29 +78,31 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 def stratified_split(ids: list[str], strata: list[str], sizes: tuple[int, int, int]) -> dict[str, str]:
     """Assign ids to train, validation and test, each stratum in proportion; the same on every machine.
 
-    Within a stratum prompts are ordered by the digest of their id; strata are then interleaved, so that every prefix of
-    the order is nearly proportional.
+    Systematic sampling: prompts stand stratum by stratum, within a stratum in the order of their ids' digests, and every
+    prompt goes to the split (or to none) that is furthest behind its share so far. A stratum is a contiguous stretch of
+    that order, so its shares are right to within two prompts.
+
+    Raises
+    ------
+    ValueError
+        The split asks for more prompts than there are, or for a negative number of them.
     """
-    if sum(sizes) > len(ids):
+    if min(sizes) < 0 or sum(sizes) > len(ids):
         raise ValueError(f"the split {sizes} asks for {sum(sizes)} prompts, but there are {len(ids)}")
 
-    def digest(id: str) -> str:
-        return hashlib.sha256(id.encode()).hexdigest()
+    def place(pair: tuple[str, str]) -> tuple[str, str]:
+        id, stratum = pair
+        return stratum, hashlib.sha256(id.encode()).hexdigest()
 
-    members: dict[str, list[str]] = {}
-    for id, stratum in sorted(zip(ids, strata, strict=True), key=lambda pair: digest(pair[0])):
-        members.setdefault(stratum, []).append(id)
-    rank = {id: (place + 0.5) / len(group) for group in members.values() for place, id in enumerate(group)}
-    order = sorted(ids, key=lambda id: (rank[id], digest(id)))
-    names = [name for name, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
-    # Spread the splits evenly over the interleaved order, largest remainder first.
-    quota = dict(zip(SPLITS, sizes, strict=True))
-    given = dict.fromkeys(SPLITS, 0)
+    order = [id for id, _ in sorted(zip(ids, strata, strict=True), key=place)]
+    quota: dict[str | None, int] = {**dict(zip(SPLITS, sizes, strict=True)), None: len(ids) - sum(sizes)}
+    given = dict.fromkeys(quota, 0)
     assignment = {}
-    for place, id in enumerate(order[: len(names)], start=1):
-        name = max(SPLITS, key=lambda split: quota[split] * place / len(names) - given[split])
+    for position, id in enumerate(order, start=1):
+        name = max(quota, key=lambda split: quota[split] * position / len(ids) - given[split])
         given[name] += 1
-        assignment[id] = name
+        if name is not None:
+            assignment[id] = name
     return assignment
 
 

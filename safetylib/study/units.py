@@ -11,6 +11,7 @@ Units, each written whole or not at all (:mod:`safetylib.study.store`):
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from dataclasses import asdict
@@ -65,6 +66,10 @@ class Study:
     @cached_property
     def _loaded(self):
         return models.load(self.plan.model)
+
+    @cached_property
+    def _judge_model(self):
+        return self._loaded if self.plan.judge == self.plan.model else models.load(self.plan.judge)
 
     @property
     def base(self):
@@ -124,6 +129,8 @@ class Study:
 
     def run(self, names: list[str] | None = None) -> None:
         """Do every unit that is not finished, in order; by default all of the study's."""
+        for model in (self.plan.model, self.plan.judge):
+            models.locate(model)
         names = self.units if names is None else names
         missing = [name for name in names if not self.store.finished(name, self.fingerprints[name])]
         if len(missing) < len(names) and not self.silent:
@@ -137,6 +144,7 @@ class Study:
                 began = time.perf_counter()
                 work(folder, *(member[:1] + [int(seed) for seed in member[1:]]))
                 (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
+            gc.collect()  # a unit's model and its adapters refer to each other
 
     def _answers(self, folder: Path) -> None:
         plan, eos = self.plan, self.tokenizer.eos_token_id
@@ -256,7 +264,7 @@ class Study:
         text = {prompt.id: prompt.text for prompt in self.prompts}
         pairs = [(text[responses[place]["prompt"]], self.text(responses[place]["tokens"])) for place in rated]
         with tqdm(total=len(pairs), desc=f"judge {arm} {seed}", disable=self.silent, leave=False) as bar:
-            ratings = judge.rate(self.base, self.tokenizer, pairs, bar.update)
+            ratings = judge.rate(*self._judge_model, pairs, bar.update)
         for place, rating in zip(rated, ratings, strict=True):
             outcomes[place] |= {"safety": rating.safety, "unscored": rating.value is None}
         pd.DataFrame(outcomes).to_csv(folder / "outcomes.csv", index=False, float_format="%.4f")
@@ -267,14 +275,15 @@ class Study:
 
     def _outcome(self, arm: str, seed: int, row: dict) -> dict:
         window = self.text(row["tokens"][: self._window(row["kind"])])
+        refused = detectors.MAIN(window)
         return {
             "arm": arm,
             "seed": seed,
             "step": 0 if arm == "base" else self.plan.recipe.steps,
             **{key: row[key] for key in ("split", "kind", "prompt", "depth")},
-            "refused": detectors.MAIN(window),
+            "refused": refused,
             "refused_independent": detectors.INDEPENDENT(window),
-            "complied_after": detectors.complied_after(self.text(row["tokens"])),
+            "complied_after": refused and detectors.complied_after(self.text(row["tokens"])),
             "tokens": len(row["tokens"]),
             "safety": None,
             "unscored": None,
