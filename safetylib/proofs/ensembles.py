@@ -277,9 +277,9 @@ reported = Proof(
     statement=(
         r"If every member of an ensemble is safe with probability at most $0.46$, a majority of 3 is safe with "
         r"probability at most "
-        r"$0.69$, of 5 at most $0.767$, of 7 at most $0.805$, under any joint law whatever, and each bound is "
+        r"$0.69$, of 5 at most $\tfrac{23}{30}$, of 7 at most $0.805$, under any joint law whatever, and each bound is "
         r"attained. For "
-        r"odd $W$ it stays below $2 \cdot 0.46 = 0.92$. With independent members a majority is *less* safe than one of "
+        r"odd $W$ it stays below $2 \cdot 0.46 = 0.92$, and $0.9$ takes 45 members at least. With independent members a majority is *less* safe than one of "
         r"them. "
         r"Here $P_i$ is the probability that exactly $i$ members are safe, and $s < 1/2$ the safety of one."
     ),
@@ -292,6 +292,10 @@ reported = Proof(
         Step(
             r"Any odd number: Markov's bound is $Ws/\frac{W+1}{2}$.",
             Entailment(W * s / ((W + 1) / 2) < 2 * s),
+        ),
+        Step(
+            r"For members of safety $0.46$ it reaches $0.9$ at 45.",
+            Entailment(sp.Equivalent((W * s / ((W + 1) / 2)).subs(s, SINGLE[1]) >= sp.Rational(9, 10), W >= 45)),
         ),
         Step(
             r"Attained: just over half of the members, drawn at random, are safe together, and nobody is otherwise.",

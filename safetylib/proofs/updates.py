@@ -383,9 +383,8 @@ pinned = Proof(
             Identity(((1 - gamma) * e0 / b - (1 - gamma) * (e0 - delta) / b) / ((1 - gamma) * e0 / b), delta / e0),
         ),
         Step(
-            r"At $\kappa = 1$ nothing is left beside the diagonal, so each entry is used up exactly. (Shown "
-            r"for one "
-            "harmful and one neutral column; with more columns, add them up in two groups.)",
+            r"At $\kappa = 1$ nothing is left beside the diagonal, so each entry is used up exactly. (Let $q_h, B_h$ be "
+            r"those of any one column and $q_\nu, B_\nu$ the sums over all others: it holds for every column.)",
             Entailment(sp.And(sp.Eq(e0 * Bh, -b * qh), sp.Eq(e0 * Bv, -b * qv)), given=(*stays, sp.Eq(beta * b, e0))),
         ),
         Step(
@@ -404,7 +403,7 @@ pinned = Proof(
 
 # --- Algorithm 1: clip, then normalise --------------------------------------------------------------------------------
 
-R = sp.Symbol("R", real=True)
+R, lower, upper = sp.symbols("R l u", real=True)
 projected = (e - R) / (1 + c - R)
 
 clip_and_normalise = Proof(
@@ -425,10 +424,18 @@ clip_and_normalise = Proof(
             Identity(sp.diff(projected, R), -(1 - e + c) / (1 + c - R) ** 2),
         ),
         Step(
-            r"The extremes are $R = c$, where normalising changes nothing, and $R = 0$, where it does all "
-            r"the work. Both "
-            "bounds iterate.",
+            r"The extremes are $R = c$, where normalising changes nothing, and $R = 0$, where it does all the work.",
             Entailment(sp.And(projected >= e - c, projected <= e / (1 + c)), given=(R <= c,)),
+        ),
+        Step("A proportional bias removes what it adds,", Identity(projected.subs(R, c), e - c)),
+        Step("a diagonal one removes nothing: both ends are met.", Identity(projected.subs(R, 0), e / (1 + c))),
+        Step(
+            r"A lower bound $l$ and an upper bound $u$ are handed on to the next update, as $l - c$ and $u/(1+c)$; no escape is "
+            r"negative. By induction over the updates, with $c = \alpha b\gamma^t$, the sums and products of the statement.",
+            Entailment(
+                sp.And(projected >= lower - c, projected <= upper / (1 + c), projected >= 0),
+                given=(R <= c, e >= lower, e <= upper),
+            ),
         ),
     ),
     mutations=(
