@@ -208,9 +208,9 @@ def assert_every_depth_is_right(pair, trunks, depths, eos, refused, prompts=PROM
     contexts = [prompts[row] + trunks[row][:depth] for row, depth in keys]
     for key, (longest, at_last) in zip(keys, greedily(pair.reference, contexts, 2 * WITHIN + AFTER, eos), strict=True):
         response, wanted = found[key], WITHIN + AFTER * refused(longest[:WITHIN])
-        # Depths that share a branch may be decoded further than the rule asks of each; never less, never otherwise.
-        assert response.tokens == longest[: len(response.tokens)]
-        assert len(response.tokens) >= min(wanted, len(longest))
+        assert response.tokens == longest[:wanted], (
+            "exactly what the rule asks of this depth, whatever shares its branch"
+        )
         if at_last and len(longest) < wanted:
             assert response.ended
         assert not response.ended or (at_last and response.tokens == longest)

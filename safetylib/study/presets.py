@@ -126,7 +126,7 @@ _CPU = Preset(
         harmful_per_step=5,
         benign_per_step=12,
         anchor_tokens=32,
-        anchor_weight=2.5,
+        anchor_weight=1.5,
         orbit=(0, 8, 16, 24),
         deep_position=24,
     ),
@@ -149,7 +149,7 @@ PRESETS = {preset.name: preset for preset in (_CPU, _TINY)}
 
 def live(plan: Preset) -> Preset:
     """A plan short enough to be trained and measured while a page is executed; it illustrates, and is never a result."""
-    recipe = replace(plan.recipe, steps=16, decay=0.9, harmful_per_step=4, benign_per_step=4)
+    recipe = replace(plan.recipe, steps=16, decay=0.9, harmful_per_step=4, benign_per_step=4, anchor_weight=1.0)
     return replace(plan, seeds=(0,), recipe=recipe, measurement=replace(plan.measurement, depths=(0, 5, 12), after=16))
 
 
