@@ -117,14 +117,15 @@ def _ratio(estimate: Estimate) -> float:
     return abs(estimate.mean) / estimate.standard_error if estimate.standard_error else float("inf")
 
 
-def contrasts(pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Contrast]:
+def contrasts(pairs: dict[str, tuple[np.ndarray, np.ndarray]], pooled: bool = True) -> list[Contrast]:
     """Paired contrasts of (seeds, prompts) tables, first minus second, with Holm's correction over all of them.
 
     The same prompts stand in the same columns. Seeds are matched by row where both tables have as many; a table of one
-    row (an untuned model) is compared with every row. The contrasts pool their between-seed variance. p-values are two-sided.
+    row (an untuned model) is compared with every row. The contrasts pool their between-seed variance, unless told otherwise.
+    p-values are two-sided.
     """
     differences = [np.asarray(first, float) - np.asarray(second, float) for first, second in pairs.values()]
-    estimates = [crossed(difference, differences) for difference in differences]
+    estimates = [crossed(difference, differences if pooled else None) for difference in differences]
     p_values = [float(2 * stats.t.sf(_ratio(estimate), estimate.freedom)) for estimate in estimates]
     holm = multipletests(p_values, method="holm")[1]
     return [Contrast(*row) for row in zip(pairs, estimates, p_values, map(float, holm), strict=True)]

@@ -24,12 +24,13 @@ _READING = (
 
 
 @cache
-def primary_contrasts(results: Results | None = None) -> dict[str, stats.Contrast]:
-    """Cyclic minus each other trained arm, over the headline depths."""
+def primary_contrasts(results: Results | None = None, pooled: bool = True) -> dict[str, stats.Contrast]:
+    """Cyclic minus each other trained arm, over the headline depths; verdicts rest on the pooled ones."""
     results = results or load()
     cyclic = results.headline_table("cyclic")
     others = [arm for arm in ("uniform", "random", "shallow", "deep") if arm in results.arms]
-    return {row.name: row for row in stats.contrasts({arm: (cyclic, results.headline_table(arm)) for arm in others})}
+    pairs = {arm: (cyclic, results.headline_table(arm)) for arm in others}
+    return {row.name: row for row in stats.contrasts(pairs, pooled)}
 
 
 def decide(contrast: stats.Contrast, contrary: Verdict = Verdict.NOT_REPRODUCED) -> Finding:

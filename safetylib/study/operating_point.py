@@ -25,6 +25,7 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
+from safetylib.study.diagnostics import MOST_OVER_REFUSAL
 from safetylib.study.presets import Preset, Recipe, preset
 from safetylib.study.results import ROOT
 from safetylib.study.store import StoreError
@@ -32,7 +33,7 @@ from safetylib.study.units import Study
 
 ARMS = ("cyclic",)
 SEED = 100
-LEAST_REFUSAL, MOST_OVER_REFUSAL = 0.90, 0.10
+LEAST_REFUSAL = 0.90
 CANDIDATES: dict[str, dict[str, float]] = {
     f"weight {weight:g}": {"anchor_weight": weight} for weight in (1.5, 2.0, 2.5, 4.0)
 }

@@ -18,7 +18,7 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
-from safetylib.study import assets, compare, results
+from safetylib.study import assets, compare, diagnostics, results
 from safetylib.study.presets import PRESETS, Preset, preset
 from safetylib.study.store import StoreError, replace_folder, stage_fingerprints
 from safetylib.study.units import Study
@@ -111,6 +111,7 @@ def main(
         study.write_tables(fresh)
     if (stored / "manifest.json").is_file():
         print(compare.report(fresh, stored))
+    print(diagnostics.report(results.Results(fresh)))
     if accept:
         replace_folder(fresh, stored, keep=("operating_point.csv",))
         print(f"results/{plan.name} now holds these tables.")

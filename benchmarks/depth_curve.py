@@ -1,0 +1,67 @@
+"""Responses after prefixes of every depth: Hugging Face ``generate`` at each of them against one pass and its branches."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.timing import Comparison, compare
+from safetylib.study import augment, generate, models, train
+from safetylib.study.presets import live, preset
+from safetylib.study.units import Study
+
+DEPTHS = (0, 2, 5, 12, 20, 40)
+WITHIN = 16
+
+
+def main(arm: str = "cyclic", prompts: int = 32) -> Comparison:
+    """A briefly trained adapter of an arm, merged; test prompts; no refusal is followed further."""
+    plan = live(preset("cpu"))
+    study = Study(plan, Path(tempfile.mkdtemp()), silent=True, per_set=prompts)
+    study.run(["answers"])
+    model = models.with_adapters(study.base, plan.recipe.lora, 0)
+    train.train(model, augment.batches(arm, plan.recipe, study.material, 0), plan.recipe, silent=True)
+    model = model.merge_and_unload().eval()
+    peer = copy.deepcopy(model)
+    peer.set_attn_implementation("sdpa")
+    group = study.chosen("harmful", "test")
+    questions, trunks = [study.ids[prompt.id] for prompt in group], [study.answers[prompt.id] for prompt in group]
+    eos, pad = study.tokenizer.eos_token_id, study.tokenizer.pad_token_id
+
+    @torch.inference_mode()
+    def theirs() -> dict[tuple[int, int], list[int]]:
+        found = {}
+        for depth in DEPTHS:
+            contexts = [question + trunk[:depth] for question, trunk in zip(questions, trunks, strict=True)]
+            length = max(map(len, contexts))
+            ids = torch.tensor([[pad] * (length - len(context)) + context for context in contexts])
+            mask = torch.tensor([[0] * (length - len(context)) + [1] * len(context) for context in contexts])
+            out = peer.generate(
+                ids, attention_mask=mask, do_sample=False, max_new_tokens=WITHIN, eos_token_id=eos, pad_token_id=pad
+            )[:, length:].tolist()
+            found |= {
+                (row, depth): tokens[: tokens.index(eos)] if eos in tokens else tokens for row, tokens in enumerate(out)
+            }
+        return found
+
+    def ours() -> dict[tuple[int, int], list[int]]:
+        found = generate.depth_responses(model, questions, trunks, DEPTHS, WITHIN, 0, eos, lambda _: False)
+        return {key: response.tokens for key, response in found.items()}
+
+    first, second = theirs(), ours()
+    same = sum(first[key] == second[key] for key in second) / len(second)
+    print(f"responses that agree token by token (bfloat16, so ties may fall either way): {same:.0%} of {len(second)}")
+    return compare(
+        f"responses at {len(DEPTHS)} depths, {len(group)} prompts, {arm} arm",
+        "generate at every depth",
+        theirs,
+        ours,
+        repeats=2,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Two ways of doing the same work, timed in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Median seconds of a peer and of ours on the same work."""
+
+    work: str
+    peer: str
+    peer_seconds: float
+    our_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is."""
+        return self.peer_seconds / self.our_seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.work}: {self.peer} {self.peer_seconds:.3g} s, safetylib {self.our_seconds:.3g} s, "
+            f"ratio {self.ratio:.2g}"
+        )
+
+
+def compare(
+    work: str, peer: str, theirs: Callable[[], object], ours: Callable[[], object], repeats: int = 3
+) -> Comparison:
+    """Run both in turn, theirs first, after one warm-up of each; medians of ``repeats`` runs."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats + 1):
+        for side, run in zip(seconds, (theirs, ours), strict=True):
+            began = time.perf_counter()
+            run()
+            if turn:  # the first of each warms up
+                side.append(time.perf_counter() - began)
+    result = Comparison(work, peer, *map(statistics.median, seconds))
+    print(result, flush=True)
+    return result
