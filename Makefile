@@ -9,13 +9,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test reproduce scorecard front address clean env assets
+.PHONY: help book test reproduce outputs scorecard front address clean env assets
 
 help:
 	@echo "make book        execute every notebook, publish the book under _build/html"
 	@echo "make test        run the tests and compare every notebook's stored outputs with a fresh run"
 	@echo "make reproduce   measure the study again and compare with results/$(PRESET)"
 	@echo "                 (PRESET=cpu is the default; ARGS=--accept replaces the stored results)"
+	@echo "make outputs     run notebooks again and store what they print: NOTEBOOKS=\"07 09\""
 	@echo "make scorecard   write book/scorecard.md from the ledger of claims"
 	@echo "make front       write the findings and the picture of the first page from results/cpu"
 	@echo "make address     carry the address in _config.yml to every link and install cell"
@@ -32,6 +33,9 @@ test: assets
 
 reproduce: assets
 	@$(BIN)/python -m safetylib.study.run --preset $(PRESET) $(ARGS)
+
+outputs: assets
+	@$(BIN)/python -m book.outputs $(NOTEBOOKS)
 
 scorecard: env
 	@$(BIN)/python book/scorecard.py

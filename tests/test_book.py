@@ -11,7 +11,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from book import address, build, front, scorecard
+from book import address, build, front, outputs, scorecard
 from safetylib.claims import Basis, Claim, Finding, Verdict
 
 ROOT = build.ROOT
@@ -359,3 +359,37 @@ def test_stored_fingerprints_that_are_damaged_count_as_changed(tmp_path):
     assert build.changed({"code": "1"}, stamp) == ["code"]
     stamp.write_text(json.dumps({"code": "1"}))
     assert build.changed({"code": "1"}, stamp) == []
+
+
+# --- storing outputs --------------------------------------------------------------------------------------------------
+
+
+def notebook_of(*sources):
+    return new_notebook(cells=[new_markdown_cell(source) for source in sources])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        ("abc", "abc", [0, 1, 2]),
+        ("abc", "abXc", [0, 1, None, 2]),
+        ("abc", "ac", [0, 2]),
+        ("abc", "aXc", [0, 1, 2]),
+        ("abc", "aXYc", [0, None, None, 2]),
+    ],
+    ids=["the same", "a cell added", "a cell removed", "a cell changed", "two for one"],
+)
+def test_cells_keep_their_ids_when_outputs_are_stored_again(before, after, kept):
+    stored, fresh = notebook_of(*before), notebook_of(*after)
+    own = [cell["id"] for cell in fresh.cells]
+    outputs.keep_ids(fresh, stored)
+    expected = [own[place] if index is None else stored.cells[index]["id"] for place, index in enumerate(kept)]
+    assert [cell["id"] for cell in fresh.cells] == expected
+
+
+@pytest.mark.parametrize("prefix", ["0", "99"])
+def test_a_name_that_is_not_one_notebook_is_refused_and_nothing_is_written(prefix):
+    before = {path: path.stat().st_mtime_ns for path in (ROOT / "notebooks").iterdir()}
+    with pytest.raises(build.BookError, match=f"'{prefix}' should name one notebook"):
+        outputs.renew(prefix)
+    assert {path: path.stat().st_mtime_ns for path in (ROOT / "notebooks").iterdir()} == before

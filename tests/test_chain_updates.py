@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from safetylib.chain import updates as u
 
@@ -447,6 +448,7 @@ def test_discrete_cross_entropy_is_the_matrix_step():
 @given(st.floats(0.02, 0.9), st.floats(0.05, 0.95), st.floats(0.01, 5), st.sampled_from([0.5, 0.9, 0.99, 1]))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_discrete_cross_entropy_counts_are_exact_and_never_above_the_flow(delta, escape_0, alpha, gamma):
+    assume(abs(delta - escape_0) > 1e-9)  # a tie is decided by rounding
     names = {"escape_0": escape_0, "alpha": alpha, "gamma": gamma}
     steps = u.cross_entropy_discrete_steps(delta, **names)
     assert steps <= u.cross_entropy_steps(delta, **names)
@@ -462,3 +464,58 @@ def test_discrete_cross_entropy_counts_are_exact_and_never_above_the_flow(delta,
 def test_a_count_that_outlasts_the_iteration_is_an_error_not_a_number():
     with pytest.raises(ValueError, match="most must be larger"):
         u.cross_entropy_discrete_steps(1e-3, escape_0=0.7, alpha=0.1, gamma=1, most=10)
+
+
+def test_the_clip_lets_go_near_the_floor():
+    for alpha in (1e8, 1e16, 1e32):
+        floor = u.diagonal_escape(inf, escape_0=0.7, bias=1, alpha=alpha, gamma=0.9, upper=True)
+        estimate = u.clipped_floor(escape_0=0.7, bias=1, alpha=alpha, gamma=0.9)
+        assert 0.9 < floor / estimate < 1.02
+        # Where it lets go, by its definition: u steps in, the push equals what is left, gamma^(u - 1/e_0) alpha = 1/u.
+        assert 0.9 ** (1 / estimate - 1 / 0.7) * alpha * (1 / estimate) == pytest.approx(1)
+
+
+def test_a_clip_that_never_acts_has_no_point_at_which_it_lets_go():
+    with pytest.raises(ValueError, match="alpha must be large enough"):
+        u.clipped_floor(escape_0=0.7, bias=1, alpha=1e-3, gamma=0.9)
+    with pytest.raises(ValueError, match="gamma"):
+        u.clipped_floor(escape_0=0.7, bias=1, alpha=1e8, gamma=1)
+
+
+@given(escapes, st.floats(0.01, 20), gammas, st.integers(0, 30))
+def test_normalising_once_is_one_projection_of_all_that_was_added(escape_0, alpha, gamma, n):
+    matrix, bias = np.array([[1 - escape_0, escape_0], [0.5, 0.5]]), np.diag([1.0, 0.0])
+    total = u.additive_step(matrix, bias, float(alpha * u.discount_sum(n, gamma)))
+    expected = 1 - u.project(total)[0, 0]
+    found = u.once_normalised_escape(n, escape_0=escape_0, bias=1, alpha=alpha, gamma=gamma)
+    assert found == pytest.approx(expected, rel=1e-9) and found >= escape_0 / (1 + escape_0) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda q: u.additive_step(q, np.eye(3), 1),
+        lambda q: u.additive_step(np.eye(3), q, 1),
+        u.project,
+        lambda q: u.softmax_step(q, np.eye(3), 1),
+        lambda q: u.mixing_step(q, 0, 0.5),
+        lambda q: u.pull(q, 0),
+        lambda q: u.largest_stochastic_alpha(q, np.zeros((3, 3)), gamma=0.9),
+    ],
+)
+def test_updates_take_dense_matrices_and_say_so(call):
+    with pytest.raises(ValueError, match=r"(matrix|bias) must be a dense array, got a sparse one of shape \(3, 3\)"):
+        call(sparse.eye_array(3, format="csr"))
+
+
+@pytest.mark.parametrize(
+    ("row", "bias_row", "state", "words"),
+    [
+        ([0.3, 0.7], [1, -1], 5, "state"),
+        ([0.3, 0.7], [1, -1, 0], 0, "bias_row must be 1-d and as long as row"),
+        ([0.3, 0.4], [1, -1], 0, "row must sum to 1, got 0.7"),
+    ],
+)
+def test_a_softmax_row_that_is_none_is_refused(row, bias_row, state, words):
+    with pytest.raises(ValueError, match=words):
+        u.softmax_row_escape(3, row, bias_row, state, alpha=1, gamma=0.9)

@@ -144,7 +144,8 @@ def hitting_probabilities(matrix, targets) -> np.ndarray:
     Parameters
     ----------
     matrix
-        (n, n) transition matrix, dense or scipy-sparse. A million sparse states take seconds.
+        (n, n) transition matrix, dense or scipy-sparse. A million states take seconds where elimination fills in little, as in
+        a chain along positions.
     targets
         The states to be hit.
 

@@ -57,9 +57,14 @@ def check_count(name: str, value, *, at_least: int = 0, infinite: bool = False) 
     return array
 
 
-def check_square(name: str, matrix):
-    """Return a finite square matrix: a float array, or CSR without explicit zeros if it is scipy-sparse."""
+def check_square(name: str, matrix, *, dense: bool = False):
+    """Return a finite square matrix: a float array, or CSR without explicit zeros if it is scipy-sparse.
+
+    With ``dense`` a scipy-sparse matrix is refused.
+    """
     if sp.issparse(matrix):
+        if dense:
+            raise ValueError(f"{name} must be a dense array, got a sparse one of shape {matrix.shape}: use .toarray()")
         matrix = matrix.tocsr(copy=True).astype(float)
         matrix.eliminate_zeros()
         entries = matrix.data
@@ -75,7 +80,7 @@ def check_square(name: str, matrix):
     return matrix
 
 
-def check_transition_matrix(name: str, matrix):
+def check_transition_matrix(name: str, matrix, *, dense: bool = False):
     """Return ``matrix`` as :func:`check_square` does, after checking that its rows are distributions.
 
     Raises
@@ -84,7 +89,7 @@ def check_transition_matrix(name: str, matrix):
         If an entry is negative or a row does not sum to one within ``ROW_SUM_TOLERANCE``; names row and
         value.
     """
-    matrix = check_square(name, matrix)
+    matrix = check_square(name, matrix, dense=dense)
     lowest = matrix.min()
     if lowest < 0:
         raise ValueError(f"{name} must be non-negative, got an entry {lowest:g}")

@@ -193,7 +193,7 @@ def _pair_images(images: np.ndarray) -> np.ndarray:
 
 
 def _bias_and_permutation(bias, permutation):
-    bias, images = check_square("bias", bias), check_permutation("permutation", permutation)
+    bias, images = check_square("bias", bias, dense=True), check_permutation("permutation", permutation)
     if len(bias) != images.size:
         raise ValueError(f"permutation must have as many states as bias, {len(bias)}, got {images.size}")
     return bias, images

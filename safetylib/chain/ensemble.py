@@ -266,8 +266,8 @@ def copula_floor(p, correlation, threshold=0.5) -> np.ndarray:
 
 
 def copula_floor_required_p(epsilon, correlation, threshold=0.5) -> np.ndarray:
-    r""":math:`\Phi(\sqrt\rho\,\Phi^{-1}(\varepsilon)+\sqrt{1-\rho}\,\Phi^{-1}(\tau))`: with a larger p no width
-    brings a majority's risk down to ``epsilon``."""
+    r""":math:`\Phi(\sqrt\rho\,\Phi^{-1}(\varepsilon)+\sqrt{1-\rho}\,\Phi^{-1}(\tau))`: with a larger p
+    (below 1/2) no odd width, and none with ties unsafe, brings a majority's risk down to ``epsilon``."""
     epsilon = check_range("epsilon", epsilon, "(0, 1)")
     _, rho, threshold = _factor(0, correlation, threshold)
     return ndtr(np.sqrt(rho) * ndtri(epsilon) + np.sqrt(1 - rho) * ndtri(threshold))

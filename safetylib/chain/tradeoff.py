@@ -111,8 +111,8 @@ def frontier(
 
 
 def depth_floor(epsilon, correlation, *, risk_0, gamma) -> np.ndarray:
-    r""":math:`\ln(p_0/\Phi(\sqrt\rho\,\Phi^{-1}(\varepsilon)))/s`: no majority of copula members, however wide, does
-    with fewer updates; not rounded."""
+    r""":math:`\ln(p_0/\Phi(\sqrt\rho\,\Phi^{-1}(\varepsilon)))/s`: no majority of copula members, however wide (odd, or
+    ties unsafe), does with fewer updates; not rounded."""
     risk_0, gamma = _training(risk_0, gamma)
     required = ensemble.copula_floor_required_p(epsilon, correlation)
     return np.maximum(np.log(risk_0 / required) / -np.log(gamma), 0)[()]

@@ -42,9 +42,10 @@ import decimal
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import expit, logit, spence, wrightomega
+from scipy.special import expit, lambertw, logit, spence, wrightomega
 
 from safetylib.chain.checks import (
+    ROW_SUM_TOLERANCE,
     as_written,
     check_count,
     check_range,
@@ -61,7 +62,7 @@ def additive_step(matrix, bias, step: float) -> np.ndarray:
 
     Rows keep their sums if the bias has zero row sums; entries may leave [0, 1].
     """
-    matrix, bias = check_square("matrix", matrix), check_square("bias", bias)
+    matrix, bias = check_square("matrix", matrix, dense=True), check_square("bias", bias, dense=True)
     if matrix.shape != bias.shape:
         raise ValueError(f"bias must have the shape of matrix {matrix.shape}, got {bias.shape}")
     return matrix + check_range("step", step, "[0, inf)") * bias
@@ -86,7 +87,7 @@ def project(matrix, *, upper: bool = True, order: str = "clip-normalise") -> np.
     """
     if order not in ("clip-normalise", "normalise-clip"):
         raise ValueError(f"order must be 'clip-normalise' or 'normalise-clip', got {order!r}")
-    matrix = check_square("matrix", matrix)
+    matrix = check_square("matrix", matrix, dense=True)
     if order == "clip-normalise":
         return _normalised(np.clip(matrix, 0, 1 if upper else None))
     return np.clip(_normalised(matrix), 0, 1 if upper else None)
@@ -102,7 +103,7 @@ def softmax_step(matrix, bias, step: float) -> np.ndarray:
 
     Zeros stay zeros.
     """
-    matrix = check_transition_matrix("matrix", matrix)
+    matrix = check_transition_matrix("matrix", matrix, dense=True)
     exponent = additive_step(np.zeros_like(matrix), bias, step)
     supported = np.where(matrix > 0, exponent, -np.inf)
     return _normalised(matrix * np.exp(supported - supported.max(axis=1, keepdims=True)))
@@ -121,7 +122,7 @@ def cross_entropy_step(matrix, state: int, step: float) -> np.ndarray:
 
 def pull(matrix, state: int) -> np.ndarray:
     r"""The bias proportional to what is missing: :math:`\mathbf 1_r - Q(r,\cdot)` in row r, zero elsewhere."""
-    matrix = check_transition_matrix("matrix", matrix)
+    matrix = check_transition_matrix("matrix", matrix, dense=True)
     (state,) = check_states("state", state, len(matrix))
     bias = np.zeros_like(matrix)
     bias[state] = -matrix[state]
@@ -134,7 +135,7 @@ def iterate(step_rule: Callable[[np.ndarray, float], np.ndarray], matrix, *, alp
     check_range("alpha", alpha, "[0, inf)")
     check_range("gamma", gamma, "(0, 1]")
     check_count("n", n)
-    yield (current := check_square("matrix", matrix))
+    yield (current := check_square("matrix", matrix, dense=True))
     for t in range(int(n)):
         yield (current := step_rule(current, alpha * gamma**t))
 
@@ -318,7 +319,7 @@ def largest_stochastic_alpha(matrix, bias, *, gamma: float, n=np.inf) -> float:
     Rows of ``bias`` must sum to zero. Then all of them are stochastic iff the last one is, iff :math:`\alpha
     S_n` is at most the smallest :math:`Q_0(i,j)/|B(i,j)|` over the negative entries of the bias.
     """
-    matrix, bias = check_transition_matrix("matrix", matrix), check_square("bias", bias)
+    matrix, bias = check_transition_matrix("matrix", matrix, dense=True), check_square("bias", bias, dense=True)
     sums = bias.sum(axis=1)
     if np.abs(sums).max() > 1e-9 * max(1.0, np.abs(bias).max()):
         worst = int(np.argmax(np.abs(sums)))
@@ -493,6 +494,35 @@ def diagonal_threshold(delta, *, escape_0, bias, gamma, upper: bool = False) -> 
     return np.where((delta >= escape_0) | (gamma == 1), 0, alpha)[()]
 
 
+def clipped_floor(*, escape_0, bias, alpha, gamma) -> np.ndarray:
+    r"""About the floor of a diagonal bias with a clip at one, for a large learning rate: where the clip lets go.
+
+    :math:`1/u` with :math:`u = -W_{-1}(-s\gamma^{1/e_0}/(\alpha b))/s` and :math:`s = \ln(1/\gamma)`. It falls like
+    :math:`s/\ln(\alpha b)`, so the learning rate has to grow exponentially in :math:`1/\delta`.
+
+    Raises
+    ------
+    ValueError
+        ``gamma`` is 1, or ``alpha`` so small that the clip never acts.
+    """
+    escape_0, bias, alpha, gamma = _parameters(escape_0, bias, alpha, gamma)
+    check_range("gamma", gamma, "(0, 1)")
+    s = -np.log(gamma)
+    argument = -s * gamma ** (1 / escape_0) / (alpha * bias)
+    if (argument < -np.exp(-1)).any():
+        raise ValueError(f"alpha must be large enough for the clip to act, got {np.min(alpha):g}")
+    return -s / lambertw(argument, -1).real
+
+
+def once_normalised_escape(n, *, escape_0, bias, alpha, gamma) -> np.ndarray:
+    r"""A diagonal bias that is added up first, clipped at one and normalised once at the end.
+
+    :math:`e_0/(1+\min(\alpha bS_n, e_0)) \ge e_0/(1+e_0)` for every n and every learning rate.
+    """
+    escape_0, bias, alpha, gamma = _parameters(escape_0, bias, alpha, gamma)
+    return escape_0 / (1 + np.minimum(_spent(alpha * bias, n, gamma), escape_0))
+
+
 def clip_sandwich(n, *, escape_0, bias, alpha, gamma) -> tuple[np.ndarray, np.ndarray]:
     r"""Bounds on :math:`e_n` under clip-and-normalise, no clip at one, for every way of spreading the
     negative bias.
@@ -554,6 +584,11 @@ def softmax_row_escape(n, row, bias_row, state: int, *, alpha, gamma) -> np.ndar
     ``row`` and ``bias_row`` are the rows of the refusal state, 1-d; ``n``, ``alpha`` and ``gamma`` broadcast.
     """
     row, bias_row = check_range("row", row, "[0, 1]"), check_range("bias_row", bias_row, "(-inf, inf)")
+    if row.ndim != 1 or bias_row.shape != row.shape:
+        raise ValueError(f"bias_row must be 1-d and as long as row, got shapes {bias_row.shape} and {row.shape}")
+    if abs(row.sum() - 1) > ROW_SUM_TOLERANCE:
+        raise ValueError(f"row must sum to 1, got {row.sum():g}")
+    (state,) = check_states("state", state, row.size)
     alpha = check_range("alpha", alpha, "[0, inf)")
     pushed = np.asarray(_spent(alpha, n, gamma))[..., None]
     others = np.arange(row.size) != state

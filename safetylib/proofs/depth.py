@@ -165,6 +165,14 @@ chain = Proof(
     source=SOURCE,
 )  # fmt: skip
 
+after = sp.Symbol("g", positive=True)
+
+
+def _leak_before(power):
+    """The leak before the trained position: untrained tokens, then the trained one and what follows it."""
+    return s * (1 - power) / (1 - s) + power * (1 - r) * (1 + after)
+
+
 one_hot = Proof(
     label="ch01-one-position",
     title="One trained position D gives safety depth D - 1",
@@ -188,6 +196,11 @@ one_hot = Proof(
         Step(
             r"The leak of $m$ untrained positions, $g(m) = s(1-s^m)/(1-s)$, by looking one token ahead. ($S = s^m$.)",
             Identity(s * (1 + s * (1 - S) / (1 - s)), s * (1 - s * S) / (1 - s)),
+        ),
+        Step(
+            r"So before position $D$, with $X = s^{D-1-k}$ and $g$ the leak after it, $A_k = s(1-X)/(1-s) + X(1-\rho^*)(1+g)$: "
+            r"again by looking one token ahead.",
+            Identity(s * (1 + _leak_before(X)), _leak_before(s * X)),
         ),
         Step(
             r"In fractions, $\varepsilon = 1/5$, every position.",

@@ -587,7 +587,7 @@ def majority_cannot_reach() -> Finding:
     first = next(width for width in range(3, 999, 2) if best_majority_safety(SINGLE[1], width) >= ENSEMBLE)
     return Finding(
         Verdict.REFUTED,
-        f"no joint law gives a majority more than {listed}; 0.9 is first possible at W = {first}. So the scores are "
+        f"no joint law gives a majority more than {listed}; among odd widths 0.9 is first possible at W = {first}. So the scores are "
         f"not "
         "probabilities of this kind, the members are not those single models, or the vote is another",
     )

@@ -115,6 +115,8 @@ spent = c_t * n + c_i
 numerator = sp.diff(spent, n) * phi - spent * sp.diff(phi, n)
 geometric = sp.log(1 / p0) + s * n
 levelling = -sp.log(pinf + A * sp.exp(-s * n))
+below = sp.Symbol("q", positive=True)
+overshooting = -sp.log(A * sp.exp(-s * n) - below)
 harmonic = sp.log((1 + eta * n) / p0)
 
 tangent = Proof(
@@ -143,6 +145,14 @@ tangent = Proof(
             ),
         ),
         Step(
+            r"Training that overshoots (a learning rate above the tuned one), as long as the risk is positive: convex. Here "
+            r"$p = Ae^{-sn} - q$.",
+            Identity(
+                sp.diff(overshooting, n, 2),
+                s**2 * A * below * sp.exp(-s * n) / (A * sp.exp(-s * n) - below) ** 2,
+            ),
+        ),
+        Step(
             r"Training that slows down harmonically (gradient descent on the cross-entropy): concave.",
             Identity(sp.diff(harmonic, n, 2), -(eta**2) / (1 + eta * n) ** 2),
         ),
@@ -168,7 +178,7 @@ cross_entropy = Proof(
         r"Under $p(n) = p_0/(1+\eta n)$, with $u = 1 + \eta n$ and $k = c_i\eta/c_t - 1$, the cost is "
         r"$E\frac{c_t}{\eta}\cdot\frac{u+k}{\ln(u/p_0)}$. It is least at $u^* = k/W_0\!\left(\frac{k}{ep_0}\right)$, "
         r"with "
-        r"$W^* = \frac{E}{1 + k/u^*}$ members and $n^* = (u^*-1)/\eta$ updates (none if $u^* \le 1$). "
+        r"$W^* = \frac{E}{1 + k/u^*}$ members and $n^* = (u^*-1)/\eta$ updates (none if $u^* \le 1$; if $W^* < 1$, one member and $u = p_0/\varepsilon$). "
         r"Steps are shown for $k > 0$; $w$ is the value of Lambert's function, so $we^w = k/(ep_0)$ and $p_0 = "
         r"ke^{-w-1}/w$."
     ),
@@ -452,7 +462,7 @@ def compensates() -> Finding:
     evidence = (
         f"{EXAMPLE}, W = {_listed(WIDTHS)}: majority {_listed(paths['majority'])}; any-refusal "
         f"{_listed(paths['any-refusal'])}; "
-        f"union (any harmful) {_listed(paths['union'])}; with latent correlation 0.2 a majority of any width needs "
+        f"union (any harmful) {_listed(paths['union'])}; with latent correlation 0.2 a majority of any odd width needs "
         f"{ceil(floor)}"
     )
     if all(falls.values()) and floor == 0:

@@ -266,7 +266,7 @@ paper_sufficient = Proof(
 
 paper_not_needed = Proof(
     label="ch02-not-necessary",
-    title="The paper's number of updates is never the least",
+    title="The paper's number of updates is more than needed, before rounding",
     hypotheses=(e0 <= 1, delta < e0, gamma < 1),
     statement=(
         r"At $\kappa = 1$ the refusal state is $\delta$-absorbing as soon as $\gamma^n \le \delta/e_0$. "
@@ -414,8 +414,8 @@ clip_and_normalise = Proof(
         r"Let the diagonal gain $c$ and the entries beside it lose $R$ after clipping at zero. Then the "
         r"escape probability "
         r"becomes $e' = (e-R)/(1+c-R)$, which falls in $R$; and if $R \le c$, then $e - c \le e' \le "
-        r"e/(1+c)$. Over $n$ "
-        r"updates, $\max(0, e_0 - \alpha b S_n) \le e_n \le e_0/\prod_{t<n}(1+\alpha b\gamma^t)$."
+        r"e/(1+c)$. If no entry is clipped at one and $R \le c = \alpha b\gamma^t$ at every update, then after $n$ of them "
+        r"$\max(0, e_0 - \alpha b S_n) \le e_n \le e_0/\prod_{t<n}(1+\alpha b\gamma^t)$."
     ),
     steps=(
         Step(r"The row then sums to $1 + c - R$; divide by it.", Identity(1 - (1 - e + c) / (1 + c - R), projected)),
@@ -437,9 +437,16 @@ clip_and_normalise = Proof(
                 given=(R <= c, e >= lower, e <= upper),
             ),
         ),
+        Step(
+            r"An update that removes less than it adds leaves strictly more than $e - c$. At the tuned rate $e$ is exactly what "
+            r"is still in store, so from there on the lower bound stays positive: $e_n \to 0$ only if nothing is ever "
+            r"clipped, which takes a proportional bias.",
+            Entailment(projected > e - c, given=(R < c,)),
+        ),
     ),
     mutations=(
         Mutation("removing more than the diagonal gains", Entailment(projected >= e - c)),
+        Mutation("a clip at one as well", Entailment(e / (1 + m) <= e / (1 + c), given=(m <= c, m <= e))),
         Mutation("normalising for nothing", Entailment(projected <= e - c, given=(R <= c,))),
     ),
     source="Algorithm 1 (as reconstructed)",
