@@ -77,12 +77,13 @@ def test_step_sizes_decay_geometrically_and_masters_are_float32(loaded):
     assert [record.step_size for record in records] == pytest.approx(expected)
 
 
-def test_merging_an_adapter_changes_no_more_than_rounding(loaded, tmp_path):
-    model, tokenizer = loaded
+def test_merging_an_adapter_changes_nothing_but_rounding(tmp_path):
+    """In float32, where rounding is far below the adapter's effect (in bfloat16 any reordering of sums is not)."""
+    model, tokenizer = models.load(assets.SMOLLM2.name, torch.float32)
     adapted = models.with_adapters(model, RECIPE.lora, seed=0)
     sequence = models.chat_ids(tokenizer, QUESTION)
     try:
-        train.train(adapted, [batch(tokenizer)] * 4, RECIPE, silent=True)
+        train.train(adapted, [batch(tokenizer)] * 2, RECIPE, silent=True)
         adapted.save_pretrained(tmp_path, safe_serialization=True)
         packed = pack([sequence])
         with torch.inference_mode():
@@ -93,9 +94,9 @@ def test_merging_an_adapter_changes_no_more_than_rounding(loaded, tmp_path):
         models.remove_adapters(adapted)
     _, _, logits = generate.prefill(models.merged(model, tmp_path), [sequence], [[len(sequence) - 1]])
     _, _, untuned = generate.prefill(model, [sequence], [[len(sequence) - 1]])
-    changed = (unmerged.float() - untuned[0][0]).abs().mean()
-    rounding = (unmerged.float() - logits[0][0]).abs().mean()
-    assert rounding < changed / 2
+    changed = (unmerged - untuned[0][0]).abs().mean()
+    rounding = (unmerged - logits[0][0]).abs().mean()
+    assert rounding < changed / 1000
 
 
 def test_the_untuned_model_answers_a_harmless_question(loaded):
