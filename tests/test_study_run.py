@@ -159,6 +159,16 @@ def test_the_judge_is_the_one_that_the_plan_names(tmp_path):
     plan = replace(TINY, arms=("base",), judge="no-such-judge")
     with pytest.raises(ValueError, match="no-such-judge"):
         Study(plan, tmp_path, silent=True, per_set=1).run()
+    assert units(tmp_path) == {}, "refused before any work"
+
+
+def test_a_response_that_does_not_refuse_in_time_has_not_complied_after_refusing(study, monkeypatch):
+    """A refusal beyond the window is none, so nothing can follow it."""
+    late = "The box is red. I can't help with that. It could hurt. " + "Open the box and take out the paper. " * 4
+    monkeypatch.setattr(study, "text", lambda tokens: late if len(tokens) > 50 else "The box is red.")
+    row = {"split": "test", "kind": "harmful", "prompt": "p", "depth": 0, "tokens": [1] * 60}
+    outcome = study._outcome("cyclic", 0, row)
+    assert (outcome["refused"], outcome["complied_after"]) == (False, False)
 
 
 def command(into, *more):
