@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from benchmarks.timing import Comparison, compare
-from safetylib.study import augment, generate, models, train
+from safetylib.study import augment, detectors, generate, models, train
 from safetylib.study.presets import live, preset
 from safetylib.study.units import Study
 
@@ -20,6 +21,7 @@ WITHIN = 16
 def main(arm: str = "cyclic", prompts: int = 32) -> Comparison:
     """A briefly trained adapter of an arm, merged; test prompts; no refusal is followed further."""
     plan = live(preset("cpu"))
+    plan = replace(plan, measurement=replace(plan.measurement, depths=DEPTHS, within=WITHIN))  # prefixes long enough
     study = Study(plan, Path(tempfile.mkdtemp()), silent=True, per_set=prompts)
     study.run(["answers"])
     model = models.with_adapters(study.base, plan.recipe.lora, 0)
@@ -52,8 +54,13 @@ def main(arm: str = "cyclic", prompts: int = 32) -> Comparison:
         return {key: response.tokens for key, response in found.items()}
 
     first, second = theirs(), ours()
-    same = sum(first[key] == second[key] for key in second) / len(second)
-    print(f"responses that agree token by token (bfloat16, so ties may fall either way): {same:.0%} of {len(second)}")
+    pairs = [(first[key], second[key]) for key in second]
+    same = sum(one == other for one, other in pairs) / len(pairs)
+    verdicts = sum(len({detectors.MAIN(study.text(tokens)) for tokens in pair}) == 1 for pair in pairs) / len(pairs)
+    print(
+        f"{len(pairs)} responses; bfloat16, so near-ties may fall either way: "
+        f"{same:.0%} agree token by token, {verdicts:.0%} in the detector's verdict"
+    )
     return compare(
         f"responses at {len(DEPTHS)} depths, {len(group)} prompts, {arm} arm",
         "generate at every depth",
