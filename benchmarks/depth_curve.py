@@ -18,7 +18,7 @@ DEPTHS = (0, 2, 5, 12, 20, 40)
 WITHIN = 16
 
 
-def main(arm: str = "cyclic", prompts: int = 32) -> Comparison:
+def main(arm: str = "cyclic", prompts: int = 16) -> Comparison:
     """A briefly trained adapter of an arm, merged; test prompts; no refusal is followed further."""
     plan = live(preset("cpu"))
     plan = replace(plan, measurement=replace(plan.measurement, depths=DEPTHS, within=WITHIN))  # prefixes long enough

@@ -16,7 +16,7 @@ from safetylib.study import augment, models, train
 from safetylib.study.presets import preset
 from safetylib.study.units import Study
 
-STEPS = 6
+STEPS = 2
 
 
 def padded(batch: list[augment.Example], pad: int) -> dict[str, torch.Tensor]:

@@ -101,10 +101,13 @@ def ledger(chapter: int | None = None) -> list[Claim]:
     return [claim for claim in claims if chapter in (None, claim.chapter)]
 
 
+_COLUMNS = 66  # of printed text beside the book's sidebars
+
+
 def report(chapter: int) -> None:
     """Check and print one chapter's claims, as plain deterministic text."""
     for claim in ledger(chapter):
         finding = claim.check()
         print(f"[{claim.id}] {claim.source}: {finding.verdict.upper()} ({claim.basis})")
         for label, text in (("tested", claim.reading), ("found", finding.evidence)):
-            print(textwrap.fill(f"{label}: {text}", 100, initial_indent="  ", subsequent_indent="    "))
+            print(textwrap.fill(f"{label}: {text}", _COLUMNS, initial_indent="  ", subsequent_indent="    "))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import patheffects
 
 INK = "#767676"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -49,7 +50,14 @@ def new_axes(ncols: int = 1, **kwargs) -> tuple[plt.Figure, plt.Axes]:
 
 
 def escape_curves(
-    n, curves: dict, *, delta: float, marks: dict | None = None, log_n: bool = False, lowest: float | None = None
+    n,
+    curves: dict,
+    *,
+    delta: float,
+    marks: dict | None = None,
+    log_n: bool = False,
+    lowest: float | None = None,
+    steps: bool = False,
 ) -> plt.Figure:
     """Escape probability over the number of updates, one curve a label.
 
@@ -67,21 +75,29 @@ def escape_curves(
         Whether the horizontal axis is logarithmic.
     lowest
         Where the vertical axis ends; by default at the smallest value.
+    steps
+        Whether a curve keeps its value until the next update, instead of a line that leans towards it.
     """
     figure, axes = new_axes()
     for i, (label, escape) in enumerate(curves.items()):
         style = {"linestyle": DASHES[i % 6], "marker": MARKERS[i % 6], "markevery": (0.03 * i, 0.18), "markersize": 4}
-        axes.plot(n, escape, label=label, **style)
+        axes.plot(n, escape, label=label, drawstyle="steps-post" if steps else "default", **style)
     axes.axhline(delta, color=INK, linewidth=1)
-    axes.annotate(f"$\\delta$ = {delta:g}", (0.01, delta), xycoords=("axes fraction", "data"), va="top")
+    _name_level(axes, f"$\\delta$ = {delta:g}", delta)
     for label, updates in (marks or {}).items():
         axes.axvline(updates, color=INK, linewidth=1, linestyle=":")
         axes.annotate(f" {label}", (updates, 1), xycoords=("data", "axes fraction"), va="bottom", ha="center")
     axes.set(xlabel="number of updates, $n = T + 1$", ylabel="escape probability", yscale="log")
-    axes.set_ylim(bottom=lowest)
+    axes.set_ylim(bottom=lowest, top=1.5)
     axes.set_xscale("log" if log_n else "linear")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _name_level(axes: plt.Axes, name: str, level: float) -> None:
+    """Write a level's name under its line, at the left end."""
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, -3), "textcoords": "offset points"}
+    axes.annotate(name, (0.01, level), va="top", **place)
 
 
 def escape_map(n, alpha, escape, *, delta: float, tuned: float, threshold: float, paper_steps: float) -> plt.Figure:
@@ -108,8 +124,9 @@ def escape_map(n, alpha, escape, *, delta: float, tuned: float, threshold: float
     axes.contour(n, alpha, escape, levels=[-delta], colors=[PALETTE[1]], linewidths=2, linestyles="--")
     for level, label, style in ((tuned, "tuned", "-"), (threshold, "threshold", "--")):
         axes.axhline(level, color="white", linewidth=1, linestyle=style)
-        axes.annotate(label, (n[1], level), color="white", va="bottom" if label == "tuned" else "top")
-    axes.axvline(paper_steps, color=INK, linewidth=1, linestyle=":")
+        name = axes.annotate(label, (n[1], level), color="white", va="bottom" if label == "tuned" else "top")
+        name.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="black")])
+    axes.axvline(paper_steps, color="white", linewidth=1, linestyle=":")
     axes.annotate("the paper's count", (paper_steps, 1), xycoords=("data", "axes fraction"), va="bottom", ha="center")
     axes.set(xlabel="number of updates, $n = T + 1$", ylabel=r"learning rate $\alpha$")
     axes.grid(False)
@@ -356,7 +373,7 @@ def risk_floors(width, curves: dict, floors: dict, *, epsilon: float) -> plt.Fig
         if floors[name] > 0:
             axes.axhline(floors[name], xmin=0.8, color=PALETTE[i % 6], linewidth=3, alpha=0.5)
     axes.axhline(epsilon, color=INK, linewidth=1)
-    axes.annotate(f"$\\epsilon$ = {epsilon:g}", (0.01, epsilon), xycoords=("axes fraction", "data"), va="top")
+    _name_level(axes, f"$\\varepsilon$ = {epsilon:g}", epsilon)
     axes.set(xlabel="width, members $W$ (odd)", ylabel="risk of a majority", xscale="log", yscale="log")
     axes.set_ylim(bottom=epsilon / 30, top=1)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="correlation")
@@ -453,7 +470,7 @@ def design_costs(width, panels: dict[str, dict]) -> plt.Figure:
 
     ``panels`` maps a title to curves, and a curve's label to costs at ``width``; the least of each is marked.
     """
-    figure, axes = new_axes(len(panels), sharey=True)
+    figure, axes = new_axes(len(panels), sharex=True, sharey=True)
     for panel, (title, curves) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         for i, (name, cost) in enumerate(curves.items()):
             cost = np.ma.masked_invalid(cost)

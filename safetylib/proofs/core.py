@@ -73,10 +73,12 @@ class Entailment:
         conclusion = _latex(self.conclusion)
         if not self.given:
             return conclusion
-        condition = ",\\ ".join(map(_latex, self.given))
-        if len(condition) + len(conclusion) < 100:
-            return f"{condition} \\;\\Longrightarrow\\; {conclusion}"
-        return f"\\begin{{gathered}} {condition} \\\\ \\Longrightarrow\\; {conclusion} \\end{{gathered}}"
+        conditions = list(map(_latex, self.given))
+        if sum(map(len, conditions)) + len(conclusion) < 100:
+            return f"{_LISTED.join(conditions)} \\;\\Longrightarrow\\; {conclusion}"
+        lines = [_LISTED.join(line) for line in _lines(conditions)]
+        body = f",{_LINE_END} & ".join(lines)
+        return f"\\begin{{aligned}} & {body} {_LINE_END} & \\Longrightarrow\\; {conclusion} \\end{{aligned}}"
 
     def counterexample(self, hypotheses: tuple[Boolean, ...] = ()) -> str | None:
         """Values that meet the hypotheses and break the conclusion, or None if z3 shows that there are none."""
@@ -212,7 +214,7 @@ class Proof:
 
     def _repr_markdown_(self) -> str:
         source = f" *({self.source})*" if self.source else ""
-        lines = [f"**{self.title}.**{source} {self._assumed()}{self.statement}", ""]
+        lines = [f"**Proof: {self.title}.**{source}", ""]  # the statement stands in its box
         for number, step in enumerate(self.steps, start=1):
             lines += [
                 f"{number}. {step.reason}",
@@ -225,8 +227,22 @@ class Proof:
         return "\n".join(lines)
 
 
+_LISTED, _LINE_END = ",\\ ", "\\\\"
+
+
 def _latex(expression) -> str:
-    return sp.latex(expression, order="none")
+    return sp.latex(expression, order="none").replace("\\epsilon", "\\varepsilon")
+
+
+def _lines(formulas: list[str], longest: int = 90) -> list[list[str]]:
+    """Formulas in lines of about so many characters of LaTeX, so that a page need not scroll to the conclusion."""
+    lines: list[list[str]] = []
+    for formula in formulas:
+        if lines and sum(map(len, lines[-1])) + len(formula) <= longest:
+            lines[-1].append(formula)
+        else:
+            lines.append([formula])
+    return lines
 
 
 def _point(values) -> str:
