@@ -63,10 +63,12 @@ def target_losses(model: PeftModel, batch: list[Example]) -> tuple[torch.Tensor,
 class MasterWeights:
     """Float32 masters of a model's trainable parameters, stepped by an optimiser, copied back after every step."""
 
-    def __init__(self, model: torch.nn.Module, recipe: Recipe) -> None:
+    def __init__(
+        self, model: torch.nn.Module, recipe: Recipe, optimiser: type[torch.optim.Optimizer] = torch.optim.AdamW
+    ) -> None:
         self.working = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.masters = [parameter.detach().float().clone() for parameter in self.working]
-        self.optimiser = torch.optim.AdamW(self.masters, lr=recipe.learning_rate, weight_decay=0.0)
+        self.optimiser = optimiser(self.masters, lr=recipe.learning_rate, weight_decay=0.0)
         self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimiser, gamma=recipe.decay)
 
     def step(self) -> float:
@@ -88,6 +90,7 @@ def train(
     recipe: Recipe,
     description: str = "training",
     silent: bool = False,
+    optimiser: type[torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> list[StepRecord]:
     """Fine-tune the model's adapters in place.
 
@@ -97,6 +100,8 @@ def train(
         A model with adapters (:func:`safetylib.study.models.with_adapters`).
     batches
         One list of examples a step (:func:`safetylib.study.augment.batches`).
+    optimiser
+        A class of ``torch.optim`` that takes ``lr`` and ``weight_decay``; the study's runs use AdamW.
 
     Returns
     -------
@@ -107,7 +112,7 @@ def train(
     FloatingPointError
         The loss is not finite; names the step.
     """
-    weights, records = MasterWeights(model, recipe), []
+    weights, records = MasterWeights(model, recipe, optimiser), []
     model.train()
     for step, batch in enumerate(tqdm(batches, description, total=recipe.steps, disable=silent, unit="step")):
         refusal_loss, anchor_loss = target_losses(model, batch)

@@ -1,0 +1,116 @@
+"""The measured chain: transition probabilities of the real model along training, for several alpha, gamma and optimisers.
+
+Every run trains on the uniform arm's batches (its bias is the same at every step, in expectation), with one seed, and is
+looked at on validation prompts at checkpoints:
+
+============  ============================================================================================================
+quantity      what is measured
+============  ============================================================================================================
+``start``     Q_t(H_k, R), one step of it: the probability that a refusal starts right after k tokens (teacher forcing)
+``stop``      of a complete refusal (a wording that was never trained on), the probability that the response ends there
+``turn``      of a refusal whose first words were forced, the share that turns to compliance (by generation)
+============  ============================================================================================================
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from safetylib.study import augment, detectors, generate, models, prompts, train, transitions
+from safetylib.study.along import checkpoints, saving
+from safetylib.study.forced import refusal_openings
+from safetylib.study.parts import Part
+
+ARM, SEED = "uniform", 0
+STEPS = 24
+PROMPTS, WORDINGS, FORCED_TOKENS = 16, 4, 3
+OPTIMISERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: optimiser, step size alpha, decay gamma."""
+
+    optimiser: str
+    alpha: float
+    gamma: float
+
+
+RUNS = {
+    f"{optimiser}{place}": Run(optimiser, alpha, gamma)
+    for optimiser, alphas in (("adamw", (1.5e-3, 3e-3, 6e-3)), ("sgd", (0.1, 0.3, 1.0)))
+    for place, (alpha, gamma) in enumerate((alpha, gamma) for alpha in alphas for gamma in (0.85, 0.96))
+}
+
+
+class MeasuredChain(Part):
+    """Three step sizes, two decays, AdamW and plain stochastic gradient descent."""
+
+    part, minutes = "chain", 25
+    code = ("parts.py", "measured_chain.py", "forced.py", "along.py", "transitions.py")
+
+    def own(self) -> dict[str, tuple]:
+        recipe, common = asdict(self.plan.recipe), (PROMPTS, WORDINGS, FORCED_TOKENS, ARM, SEED)
+        result: dict[str, tuple] = {"untrained": ("answers", *common)}
+        for name, run in RUNS.items():
+            result[f"chain-{name}"] = ("answers", self.stages["training"], recipe, STEPS, asdict(run), *common)
+        return result
+
+    def _untrained(self, folder: Path) -> None:
+        self.write_rows(folder, self._read(self.base), run="untrained", step=0)
+
+    def _chain(self, folder: Path, name: str) -> None:
+        run = RUNS[name]
+        recipe = replace(self.plan.recipe, steps=STEPS, learning_rate=run.alpha, decay=run.gamma)
+        at = checkpoints(STEPS)[1:]
+        model = models.with_adapters(self.base, recipe.lora, SEED)
+        try:
+            batches = saving(augment.batches(ARM, recipe, self.material, SEED), model, at, folder)
+            optimiser = OPTIMISERS[run.optimiser]
+            records = train.train(model, batches, recipe, f"train {name}", self.silent, optimiser)
+        finally:
+            models.remove_adapters(model)
+        self.write_rows(folder, train.as_rows(records), "training.csv", run=name)
+        rows = []
+        for step in at:
+            adapter = folder / f"step-{step}"
+            rows += [{"step": step, **row} for row in self._read(models.merged(self.base, adapter))]
+            shutil.rmtree(adapter)
+        self.write_rows(folder, rows, run=name)
+
+    def _read(self, model: PreTrainedModel) -> list[dict]:
+        """The three quantities of one model: rows of quantity, prompt, depth, value."""
+        group, eos = self.chosen("harmful", "validation")[:PROMPTS], self.tokenizer.eos_token_id
+        questions = [self.ids[prompt.id] for prompt in group]
+        depths = (0, *self.plan.measurement.headline)
+        trunks = [self.answers[prompt.id][: max(depths)] for prompt in group]
+        starts, _ = transitions.starting_probabilities(
+            model, questions, trunks, *refusal_openings(self), least=1e-3, positions=depths
+        )
+        rows = [
+            {"quantity": "start", "prompt": prompt.id, "depth": depth, "value": float(chances[depth])}
+            for prompt, chances in zip(group, starts, strict=True)
+            for depth in depths
+        ]
+
+        def encoded(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        wordings = [encoded(text) for text in prompts.refusals("validation")[:WORDINGS]]
+        complete = [question + wording for question in questions for wording in wordings]
+        stops = transitions.stopping_probabilities(model, complete, eos).reshape(len(group), WORDINGS).mean(axis=1)
+        rows += [
+            {"quantity": "stop", "prompt": prompt.id, "depth": 0, "value": float(value)}
+            for prompt, value in zip(group, stops, strict=True)
+        ]
+        begun = wordings[0][:FORCED_TOKENS]
+        answers = generate.answer(model, [question + begun for question in questions], self.plan.measurement.after, eos)
+        for prompt, answer in zip(group, answers, strict=True):
+            turned = detectors.complied_after(self.text(begun + answer.tokens))
+            rows.append({"quantity": "turn", "prompt": prompt.id, "depth": 0, "value": float(turned)})
+        return rows
