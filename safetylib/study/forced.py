@@ -9,7 +9,7 @@ from safetylib.study import augment, prompts, transitions
 from safetylib.study.parts import Part
 from safetylib.study.units import Study
 
-SEEDS = (0, 1)
+SEEDS = (0,)
 PROMPTS = 40
 
 
@@ -27,7 +27,7 @@ def refusal_openings(study: Study) -> tuple[list[tuple[int, ...]], list[tuple[in
 
 
 class Forced(Part):
-    """Of every member of two seeds: q_k, and the probability that a refusal starts within m tokens, at every depth."""
+    """Of every member of the first seed: q_k, and the probability that a refusal starts within m tokens, at every depth."""
 
     part, minutes = "forced", 5
     code = ("parts.py", "forced.py", "transitions.py")

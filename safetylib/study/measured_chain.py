@@ -27,7 +27,7 @@ from safetylib.study.forced import refusal_openings
 from safetylib.study.parts import Part
 
 ARM, SEED = "uniform", 0
-STEPS = 24
+STEPS, ANCHORS = 16, 6  #: half the recipe's benign examples a step: the refusals' share of a step is what is followed
 PROMPTS, WORDINGS, FORCED_TOKENS = 16, 4, 3
 OPTIMISERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
@@ -58,7 +58,7 @@ class MeasuredChain(Part):
         recipe, common = asdict(self.plan.recipe), (PROMPTS, WORDINGS, FORCED_TOKENS, ARM, SEED)
         result: dict[str, tuple] = {"untrained": ("answers", *common)}
         for name, run in RUNS.items():
-            result[f"chain-{name}"] = ("answers", self.stages["training"], recipe, STEPS, asdict(run), *common)
+            result[f"chain-{name}"] = ("answers", self.stages["training"], recipe, STEPS, ANCHORS, asdict(run), *common)
         return result
 
     def _untrained(self, folder: Path) -> None:
@@ -66,7 +66,9 @@ class MeasuredChain(Part):
 
     def _chain(self, folder: Path, name: str) -> None:
         run = RUNS[name]
-        recipe = replace(self.plan.recipe, steps=STEPS, learning_rate=run.alpha, decay=run.gamma)
+        recipe = replace(
+            self.plan.recipe, steps=STEPS, benign_per_step=ANCHORS, learning_rate=run.alpha, decay=run.gamma
+        )
         at = checkpoints(STEPS)[1:]
         model = models.with_adapters(self.base, recipe.lora, SEED)
         try:

@@ -118,7 +118,7 @@ _CPU = Preset(
     judge="SmolLM2-135M-Instruct",
     prompts="StrongREJECT",
     split=(118, 40, 103),
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
     recipe=Recipe(
         steps=40,
         learning_rate=6e-3,
@@ -140,7 +140,7 @@ _TINY = replace(
     prompts="neutral",
     split=(8, 4, 6),
     seeds=(0, 1),
-    recipe=replace(_CPU.recipe, steps=3, harmful_per_step=2, benign_per_step=2, anchor_tokens=4),
+    recipe=replace(_CPU.recipe, steps=8, harmful_per_step=2, benign_per_step=2, anchor_tokens=4),
     measurement=Measurement(depths=(0, 2, 5), headline=(2, 5), within=6, benign_within=6, after=8, judged_depths=(0,)),
 )
 
