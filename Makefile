@@ -4,6 +4,7 @@
 PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
 PRESET ?= cpu
 ARGS ?=
+PART ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -15,7 +16,8 @@ help:
 	@echo "make book        execute every notebook, publish the book under _build/html"
 	@echo "make test        run the tests and compare every notebook's stored outputs with a fresh run"
 	@echo "make reproduce   measure the study again and compare with results/$(PRESET)"
-	@echo "                 (PRESET=cpu is the default; ARGS=--accept replaces the stored results)"
+	@echo "                 (PRESET=cpu is the default; ARGS=--accept replaces the stored results;"
+	@echo "                 PART=ablations measures a named piece beyond the main plan: transfer, forced, along, chain)"
 	@echo "make outputs     run notebooks again and store what they print: NOTEBOOKS=\"07 09\""
 	@echo "make scorecard   write book/scorecard.md from the ledger of claims"
 	@echo "make front       write the findings and the picture of the first page from results/cpu"
@@ -32,7 +34,7 @@ test: assets
 	@$(BIN)/python -m pytest --nbval $(ARGS)
 
 reproduce: assets
-	@$(BIN)/python -m safetylib.study.run --preset $(PRESET) $(ARGS)
+	@$(BIN)/python -m safetylib.study.run --preset $(PRESET) $(if $(PART),--part $(PART)) $(ARGS)
 
 outputs: assets
 	@$(BIN)/python -m book.outputs $(NOTEBOOKS)

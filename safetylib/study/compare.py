@@ -66,6 +66,7 @@ def report(fresh: Path, stored: Path) -> str:
 
 def same_rows(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:
     """Which rows of two outcome tables agree: verdicts and counts exactly, scores to two digits."""
-    exact = [column for column in first.columns if column not in ("safety", "unscored")]
-    scores = [table["safety"].round(2).fillna(-1) for table in (first, second)]
-    return (first[exact].astype(str) == second[exact].astype(str)).all(axis=1) & (scores[0] == scores[1])
+    scored = [column for column in ("safety", "value", "immediate", "within", "missed") if column in first.columns]
+    exact = [column for column in first.columns if column not in (*scored, "unscored")]
+    scores = [table[scored].round(2).fillna(-1) for table in (first, second)]
+    return (first[exact].astype(str) == second[exact].astype(str)).all(axis=1) & (scores[0] == scores[1]).all(axis=1)

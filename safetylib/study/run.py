@@ -4,6 +4,7 @@ python -m safetylib.study.run --preset cpu             # measure, compare with r
 python -m safetylib.study.run --preset cpu --accept    # and put the new tables in its place
 python -m safetylib.study.run --preset cpu --dry-run   # only print the plan
 python -m safetylib.study.run --preset cpu --renew     # after a change of code that alters no result
+python -m safetylib.study.run --preset cpu --part ablations     # a named piece beyond the main plan, by itself
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
-from safetylib.study import assets, compare, diagnostics, results
+from safetylib.study import assets, compare, diagnostics, parts, results
 from safetylib.study.presets import PRESETS, Preset, preset
 from safetylib.study.store import StoreError, replace_folder, stage_fingerprints
 from safetylib.study.units import Study
 
 ROOT = results.ROOT.parent
+KEPT = ("operating_point.csv", "judging", *parts.MODULES)  #: beside the main tables in results/<preset>/
 _RENEWED_MEMBER = ("cyclic", 0)
 
 
@@ -66,10 +68,50 @@ def renew(plan: Preset, silent: bool = False) -> None:
             f"{different} of {len(before)} rows of {arm}, seed {seed} differ from the stored ones: the change alters results "
             f"(or this machine rounds differently). Measure again: make reproduce PRESET={plan.name} ARGS=--accept"
         )
-    manifest = json.dumps(stored.manifest | {"stages": stage_fingerprints()}, indent=1) + "\n"
-    (folder / "manifest.json.new").write_text(manifest)
-    os.replace(folder / "manifest.json.new", folder / "manifest.json")
+    for name in parts.MODULES:
+        if (folder / name / "manifest.json").is_file():
+            _restamp(folder / name, stored.manifest["stages"])
+    _restamp(folder, stored.manifest["stages"])
     print(f"All {len(before)} rows of {arm}, seed {seed} came out the same; results/{plan.name} carries the new stamp.")
+
+
+def _restamp(folder: Path, measured_under: dict[str, str]) -> None:
+    """Write the present stages into a manifest, if its tables were measured under the code that was just compared."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if manifest["stages"] != measured_under:
+        print(f"{folder.name} was measured under other code than the main tables and keeps its stamp.")
+        return
+    (folder / "manifest.json.new").write_text(json.dumps(manifest | {"stages": stage_fingerprints()}, indent=1) + "\n")
+    os.replace(folder / "manifest.json.new", folder / "manifest.json")
+
+
+def measure_part(plan: Preset, name: str, into: Path, accept: bool = False, dry_run: bool = False) -> None:
+    """Measure one part, say how it differs from what is stored, and accept it if asked."""
+    study = parts.part(name)(plan, into, per_set=6 if plan.name == "tiny" else None)
+    missing = [unit for unit in study.units if not study.store.finished(unit, study.fingerprints[unit])]
+    print(
+        f"part {name} of preset {plan.name}: {len(study.own())} units of its own, {len(missing)} units to do; its own take "
+        f"about {study.minutes} minutes on two cores without a GPU"
+    )
+    if dry_run:
+        return
+    with study.store.held():
+        study.run()
+        fresh = study.store.root / "tables" / name
+        study.write_tables(fresh)
+    stored = results.ROOT / plan.name / name
+    if (stored / "manifest.json").is_file():
+        before, after = (pd.read_csv(folder / "outcomes.csv.gz") for folder in (stored, fresh))
+        print(
+            f"{int(compare.same_rows(before, after).sum())} of {len(before)} rows are the stored ones."
+            if before.shape == after.shape
+            else f"{len(after)} rows; stored are {len(before)}."
+        )
+    if accept:
+        replace_folder(fresh, stored)
+        print(f"results/{plan.name}/{name} now holds these tables.")
+    else:
+        print(f"Tables: {fresh}. To store them, run again with --accept.")
 
 
 def main(
@@ -78,6 +120,7 @@ def main(
     accept: bool = False,
     dry_run: bool = False,
     renew_stamp: Annotated[bool, tyro.conf.arg(name="renew")] = False,
+    part: str | None = None,
 ) -> None:
     """Measure a preset's study, resuming after an interruption, and compare it with the stored results.
 
@@ -93,11 +136,16 @@ def main(
         Print the plan and stop.
     renew_stamp
         Measure one unit a stage again and, if nothing differs, give the stored results the new code's stamp.
+    part
+        Measure a part beyond the main plan instead: transfer, forced, along, ablations or chain.
     """
     plan = preset(preset_name)
     if accept and plan.name == "tiny":
         raise ValueError("the tiny preset's model has random weights; its tables are never results")
     print(describe(plan))
+    if part is not None:
+        measure_part(plan, part, into or ROOT / "runs" / plan.name, accept, dry_run)
+        return
     if dry_run:
         return
     if renew_stamp:
@@ -113,7 +161,7 @@ def main(
         print(compare.report(fresh, stored))
     print(diagnostics.report(results.Results(fresh)))
     if accept:
-        replace_folder(fresh, stored, keep=("operating_point.csv",))
+        replace_folder(fresh, stored, keep=KEPT)
         print(f"results/{plan.name} now holds these tables.")
     else:
         print(f"Tables: {fresh}. To put them in the place of results/{plan.name}, run again with --accept.")

@@ -144,7 +144,7 @@ class Store:
 
 def replace_folder(source: Path, target: Path, keep: tuple[str, ...] = ()) -> None:
     """Put a folder in another's place; a kill in between leaves the old one or the new one under ``target``'s name or
-    beside it as ``.previous``, never a mixture. Files of the old one named in ``keep`` are carried over."""
+    beside it as ``.previous``, never a mixture. Files and folders of the old one named in ``keep`` are carried over."""
     incoming = target.with_name(f".{target.name}.incoming")
     previous = target.with_name(f".{target.name}.previous")
     if previous.exists() and not target.exists():  # killed between the two renames: the old one is still the one
@@ -152,7 +152,9 @@ def replace_folder(source: Path, target: Path, keep: tuple[str, ...] = ()) -> No
     shutil.rmtree(incoming, ignore_errors=True)
     shutil.copytree(source, incoming)
     for name in keep:
-        if (target / name).is_file():
+        if (target / name).is_dir():
+            shutil.copytree(target / name, incoming / name, dirs_exist_ok=True)
+        elif (target / name).is_file():
             shutil.copy2(target / name, incoming / name)
     shutil.rmtree(previous, ignore_errors=True)
     if target.exists():
