@@ -72,6 +72,7 @@ class Claim:
     check: Callable[[], Finding]
 
 
+_LEDGERS = ("safetylib.proofs", "safetylib.study.findings", "safetylib.study.augmentation_findings")
 _LEDGER: dict[str, Claim] = {}
 
 
@@ -92,10 +93,10 @@ def register(
 def ledger(chapter: int | None = None) -> list[Claim]:
     """All claims, or those of one chapter, in the order of chapters and registration.
 
-    Claims are registered where their checks live: proofs in ``safetylib.proofs``, measurements in
-    ``safetylib.study.findings`` (which reads stored tables and never imports torch).
+    Claims are registered where their checks live: proofs in ``safetylib.proofs``, measurements in the study's modules of
+    findings (which read stored tables and never import torch).
     """
-    for module in ("safetylib.proofs", "safetylib.study.findings"):
+    for module in _LEDGERS:
         import_module(module)
     claims = sorted(_LEDGER.values(), key=lambda claim: claim.chapter)
     return [claim for claim in claims if chapter in (None, claim.chapter)]

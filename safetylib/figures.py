@@ -482,3 +482,57 @@ def design_costs(width, panels: dict[str, dict]) -> plt.Figure:
     np.atleast_1d(axes)[0].set_ylabel("cost, in updates")
     np.atleast_1d(axes)[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), title="member's price")
     return figure
+
+
+def placements(schedules: dict[str, list[list[int]]], orbit: tuple[int, ...]) -> plt.Figure:
+    """Where the refusal stands at every step: one panel an arm, a mark an example, a row a training step.
+
+    Parameters
+    ----------
+    schedules
+        Arm to the positions of its examples, one list a step.
+    orbit
+        Positions of the orbit, drawn as uprights.
+    """
+    columns = 3
+    rows = -(-len(schedules) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, layout="constrained", sharex=True, sharey=True, figsize=(6.4, 2.1 * rows + 0.4), squeeze=False
+    )
+    for axes, (arm, steps) in zip(grid.flat, schedules.items(), strict=False):
+        for position in orbit:
+            axes.axvline(position, color=INK, linewidth=0.6, alpha=0.6)
+        places, levels = zip(*[(place, step) for step, row in enumerate(steps) for place in row], strict=True)
+        style = ARM_STYLES.get(arm, {"color": PALETTE[0], "marker": "o"})
+        axes.plot(places, levels, linestyle="none", markersize=4, color=style["color"], marker=style["marker"])
+        axes.set_title(arm, fontsize=11)
+        axes.grid(visible=False)
+    for axes in list(grid.flat)[len(schedules) :]:
+        axes.set_visible(False)
+    grid[0, 0].invert_yaxis()
+    figure.supxlabel("position of the refusal, tokens of the answer", color=INK)
+    figure.supylabel("training step", color=INK)
+    return figure
+
+
+def variants_by_depth(rows: dict[str, list], depths: list[int]) -> plt.Figure:
+    """Refusal rates of variants at a few depths, as points with intervals side by side.
+
+    Parameters
+    ----------
+    rows
+        Variant to one :class:`safetylib.stats.Estimate` a depth.
+    depths
+        Prefill depths, in tokens.
+    """
+    figure, axes = new_axes(figsize=(6.4, 3.8))
+    width = 0.7 / len(rows)
+    for i, (label, estimates) in enumerate(rows.items()):
+        x = np.arange(len(depths)) - 0.35 + (i + 0.5) * width
+        means = np.array([estimate.mean for estimate in estimates])
+        errors = np.abs(np.array([[estimate.low, estimate.high] for estimate in estimates]).T - means)
+        axes.errorbar(x, means, errors, color=PALETTE[i % 6], marker=MARKERS[i % 6], linestyle="none", label=label)
+    axes.set_xticks(range(len(depths)), [str(depth) for depth in depths])
+    axes.set(xlabel="prefill depth, tokens", ylabel="refused, share of prompts", ylim=(-0.03, 1.03))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    return figure

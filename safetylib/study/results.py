@@ -95,6 +95,22 @@ class Results:
         """Mean of a column over the headline depths, as (seeds, prompts)."""
         return np.mean([self.table(arm, depth, column=column).astype(float) for depth in self.headline], axis=0)
 
+    def part(self, name: str, table: str = "outcomes") -> pd.DataFrame:
+        """A table of a part beyond the main plan (:mod:`safetylib.study.parts`), stored beside the main tables.
+
+        Raises
+        ------
+        FileNotFoundError
+            The part was never measured; says how to do it.
+        """
+        path = self.folder / name / (f"{table}.csv.gz" if table == "outcomes" else f"{table}.csv")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no {table} of {name} in {self.folder.name}/: measure them with "
+                f"`make reproduce PRESET={self.folder.name} PART={name} ARGS=--accept`"
+            )
+        return pd.read_csv(path)
+
     def provenance(self) -> str:
         """One line: what was measured, when, on what."""
         manifest, plan = self.manifest, self.manifest["plan"]

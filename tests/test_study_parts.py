@@ -1,0 +1,265 @@
+"""Parts beyond the main plan: the group action on phrases, equal budgets, transition probabilities, tables and their command."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from safetylib.study import ablations, along, augment, forced, parts, run, transitions
+from safetylib.study.presets import PRESETS
+
+TINY = PRESETS["tiny"]
+RECIPE = TINY.recipe
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The ablations of the tiny preset, nothing measured yet but the untuned answers."""
+    study = ablations.Ablations(TINY, tmp_path_factory.mktemp("parts"), silent=True, per_set=4)
+    with study.store.held():
+        study.run(["answers"])
+    return study
+
+
+# --- the rotation of phrases ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [2, 3, 4, 8])
+def test_rotations_of_phrases_are_the_cyclic_group(order):
+    phrases = [[place] for place in range(order)]
+    powers = [ablations.rotated(phrases, power) for power in range(order)]
+    assert powers[0] == phrases and len({str(row) for row in powers}) == order
+    for first, second in product(range(order), repeat=2):
+        assert ablations.rotated(powers[first], second) == powers[(first + second) % order]
+    assert ablations.rotated(phrases, order) == phrases
+
+
+def test_one_shift_moves_every_phrase_one_place_on():
+    assert ablations.rotated([["R"], ["a"], ["b"], ["c"]], 1) == [["c"], ["R"], ["a"], ["b"]]
+
+
+def test_rotated_batches_have_the_cyclic_arms_refusals_positions_and_token_counts(study):
+    cyclic = list(augment.batches("cyclic", RECIPE, study.material, 3))
+    rotate = list(ablations.rotate_batches(RECIPE, study.material, 3))
+    differs = False
+    for step, (expected, found) in enumerate(zip(cyclic, rotate, strict=True)):
+        assert augment.token_counts(expected) == augment.token_counts(found)
+        for one, other in zip(expected, found, strict=True):
+            assert (one.target, one.kind, one.position) == (other.target, other.kind, other.position)
+            if one.kind == "refusal":
+                assert one.position == RECIPE.orbit[step % len(RECIPE.orbit)]
+                prompt = len(one.context) - one.position
+                assert one.context[:prompt] == other.context[:prompt]
+                differs = differs or one.context != other.context
+            else:
+                assert one == other
+    assert differs, "phrases that wrapped around stand before the refusal"
+
+
+def test_before_a_rotated_refusal_stand_the_answers_last_phrases(study):
+    batch = list(ablations.rotate_batches(RECIPE, study.material, 0))[1]
+    answers = {tuple(prompt): answer for prompt, answer in study.material.harmful}
+    refusals = [example for example in batch if example.kind == "refusal"]
+    assert refusals
+    for example in refusals:
+        prompt, before = example.context[: -example.position], example.context[-example.position :]
+        assert before == answers[tuple(prompt)][max(RECIPE.orbit) - 8 : max(RECIPE.orbit)]
+
+
+def test_phrases_are_rotated_along_equally_spaced_orbits_only(study):
+    with pytest.raises(ValueError, match="equally spaced"):
+        list(ablations.rotate_batches(replace(RECIPE, orbit=(0, 3, 24)), study.material, 0))
+
+
+# --- orbits of other sizes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(2, (0, 24)), (4, (0, 8, 16, 24)), (8, (0, 3, 7, 10, 14, 17, 21, 24)), (3, (0, 12, 24))]
+)
+def test_orbits_span_the_range_and_are_symmetric(size, expected):
+    found = ablations.orbit(size, 24)
+    assert found == expected and [24 - position for position in reversed(found)] == list(found)
+
+
+def test_an_orbit_needs_two_positions():
+    with pytest.raises(ValueError, match="two positions, not 1"):
+        ablations.orbit(1, 24)
+
+
+def test_equal_budgets_are_asserted():
+    ablations.equal_budgets(RECIPE, replace(RECIPE, orbit=(0, 24)))
+    with pytest.raises(ValueError, match="unequal budgets"):
+        ablations.equal_budgets(RECIPE, replace(RECIPE, orbit=(0, 8)))
+    with pytest.raises(ValueError, match="whole number"):
+        ablations.equal_budgets(RECIPE, replace(RECIPE, orbit=(0, 12, 24)))
+
+
+def test_disjoint_members_share_no_training_prompt(study):
+    asked = []
+    for variant in ("disjoint0", "disjoint1", "disjoint2"):
+        examples = [example for batch in study.batches(variant, 0) for example in batch if example.kind == "refusal"]
+        asked.append({tuple(example.context[: len(example.context) - example.position]) for example in examples})
+    assert all(asked) and not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(1, (0, 1)), (3, (0, 1, 2, 3)), (16, (0, 1, 2, 4, 8, 16)), (40, (0, 1, 2, 4, 8, 16, 32, 40))],
+)
+def test_checkpoints_are_the_start_powers_of_two_and_the_end(steps, expected):
+    assert along.checkpoints(steps) == expected
+
+
+def test_adapters_are_saved_before_the_batch_of_their_step_and_after_the_last(tmp_path):
+    class Saved:
+        def __init__(self):
+            self.seen, self.batches = [], 0
+
+        def save_pretrained(self, folder, **_):
+            self.seen.append((folder.name, self.batches))
+
+    model = Saved()
+    for _ in along.saving([[], [], []], model, (0, 2, 3), tmp_path):
+        model.batches += 1
+    assert model.seen == [("step-0", 0), ("step-2", 2), ("step-3", 3)]
+
+
+# --- transition probabilities -----------------------------------------------------------------------------------------
+
+
+def test_openings_are_distinct_beginnings():
+    assert transitions.openings([[9, 9, 1, 2, 3], [9, 9, 1, 2, 4], [9, 9, 5]], 2, words=2) == [(9, 9, 1, 2), (9, 9, 5)]
+
+
+def slowly(model, prompt, trunk, openings):
+    """The same sum, one whole forward pass an opening."""
+    total = 0.0
+    for opening in openings:
+        whole = torch.tensor([prompt + trunk + list(opening)])
+        logits = model(input_ids=whole, attn_implementation="eager").logits[0].float().log_softmax(-1)
+        first = len(prompt) + len(trunk) - 1
+        total += float(sum(logits[first + place, token] for place, token in enumerate(opening)).exp())
+    return total
+
+
+def test_starting_probabilities_equal_the_sum_over_openings_computed_one_by_one(study):
+    from transformers import AutoModelForCausalLM
+
+    model = study.base.float()
+    plain = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager").eval()
+    plain.load_state_dict(model.state_dict())
+    start, later = [(5, 6), (5, 7), (8,)], [(9, 9, 5), (9, 9, 8), (9, 4, 1)]
+    prompts, trunks = [[3, 1, 4], [2, 7, 1, 8]], [[20, 21, 22], [30, 31]]
+    found, missed = transitions.starting_probabilities(model, prompts, trunks, start, later, least=0.0)
+    assert missed == 0.0
+    for prompt, trunk, chances in zip(prompts, trunks, found, strict=True):
+        assert len(chances) == len(trunk) + 1
+        for position, value in enumerate(chances):
+            expected = slowly(plain, prompt, trunk[:position], later if position else start)
+            assert value == pytest.approx(expected, rel=1e-4)
+    some, _ = transitions.starting_probabilities(model, prompts, trunks, start, later, 0.0, positions=(0, 2))
+    for chances, whole in zip(some, found, strict=True):
+        assert chances[[0, 2]] == pytest.approx(whole[[0, 2]]) and chances[1] == 0
+
+
+def test_what_is_left_out_is_bounded_by_what_is_reported_missed(study):
+    prompts, trunks = [[3, 1, 4]], [[20, 21, 22, 23]]
+    openings = [(token, other) for token in range(40) for other in range(3)]
+    whole, _ = transitions.starting_probabilities(study.base, prompts, trunks, openings, openings, least=0.0)
+    short, missed = transitions.starting_probabilities(study.base, prompts, trunks, openings, openings, least=0.006)
+    assert missed > 0 and (whole[0] - short[0]).max() > 0
+    assert ((whole[0] - short[0]) <= missed + 1e-6).all()
+
+
+def test_within_a_window_is_the_complement_of_surviving_every_step():
+    chances = np.array([0.5, 0.1, 0.2, 0.9])
+    assert transitions.within(chances, 1, 2) == pytest.approx(1 - 0.9 * 0.8)
+    assert transitions.within(chances, 0, 1) == pytest.approx(0.5)
+
+
+def test_stopping_probabilities_are_the_models(study):
+    responses, eos = [[3, 1, 4, 1], [2, 7]], study.tokenizer.eos_token_id
+    found = transitions.stopping_probabilities(study.base, responses, eos)
+    assert found.shape == (2,) and ((found > 0) & (found < 1)).all()
+    assert found[0] != found[1]
+    for response, value in zip(responses, found, strict=True):
+        alone = transitions.stopping_probabilities(study.base, [response], eos)
+        assert alone == pytest.approx([value], rel=1e-3)
+
+
+def test_refusals_begin_differently_at_the_start_and_after_a_prefix(study):
+    start, later = forced.refusal_openings(study)
+    separator = study.tokenizer(augment.SEPARATOR, add_special_tokens=False)["input_ids"]
+    assert all(list(opening[: len(separator)]) == separator for opening in later)
+    assert not any(list(opening[: len(separator)]) == separator for opening in start)
+
+
+# --- parts as units ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["forced", "along", "ablations", "chain"])
+def test_a_part_measures_resumes_and_says_where_its_tables_come_from(study, name):
+    found = parts.part(name)(TINY, study.store.root, silent=True, per_set=4)
+    with found.store.held():
+        found.run()
+    tables = found.tables()
+    assert len(tables["outcomes"]) and list(tables["timings"]["unit"]) == list(found.own())
+    assert found.manifest()["part"] == name and found.manifest()["units"] == list(found.own())
+    again = parts.part(name)(TINY, study.store.root, silent=True, per_set=4)
+    for stage in {unit.split("-")[0] for unit in again.units}:
+        setattr(again, f"_{stage}", lambda *_: pytest.fail("a finished unit is repeated"))
+    with again.store.held():
+        again.run()
+    assert again.tables()["outcomes"].equals(tables["outcomes"])
+
+
+def test_ablations_spend_equal_tokens(study):
+    found = parts.part("ablations")(TINY, study.store.root, silent=True, per_set=4)
+    with found.store.held():
+        found.run()
+    totals = found.tables()["training"].query("seed == 0").groupby("arm")[["anchor_tokens"]].sum()
+    assert totals.loc[["orbit2", "orbit8", "rotate"], "anchor_tokens"].nunique() == 1
+
+
+def test_a_changed_part_is_measured_again_and_the_main_units_are_not(study, monkeypatch):
+    before = parts.part("forced")(TINY, study.store.root, silent=True, per_set=4).fingerprints
+    monkeypatch.setattr(parts.Part, "stamp", property(lambda self: "changed"))
+    after = parts.part("forced")(TINY, study.store.root, silent=True, per_set=4).fingerprints
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {name for name in before if name.startswith("forced")}
+
+
+def test_the_chain_holds_three_step_sizes_two_decays_and_two_optimisers():
+    from safetylib.study.measured_chain import RUNS
+
+    for optimiser in ("adamw", "sgd"):
+        runs = [one for one in RUNS.values() if one.optimiser == optimiser]
+        assert len({one.alpha for one in runs}) == 3 and len({one.gamma for one in runs}) == 2 and len(runs) == 6
+
+
+def test_unknown_parts_are_refused_by_name():
+    with pytest.raises(ValueError, match="unknown part 'depth'; known: transfer"):
+        parts.part("depth")
+
+
+def test_the_command_says_how_long_a_part_takes_before_it_starts(capsys, tmp_path):
+    run.main("tiny", tmp_path, dry_run=True, part="ablations")
+    said = capsys.readouterr().out
+    assert "part ablations of preset tiny" in said and "minutes" in said
+    assert not list(tmp_path.glob("*-*")), "nothing is measured in a dry run"
+
+
+def test_a_part_is_measured_from_the_command_line_and_compared_when_measured_again(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.results, "ROOT", tmp_path / "results")
+    run.measure_part(TINY, "along", tmp_path / "runs", accept=True)
+    run.measure_part(TINY, "along", tmp_path / "runs", accept=False)
+    said = capsys.readouterr().out
+    rows = len(pd.read_csv(tmp_path / "results" / "tiny" / "along" / "outcomes.csv.gz"))
+    assert f"{rows} of {rows} rows are the stored ones" in said and "0 units to do" in said
