@@ -72,7 +72,12 @@ class Claim:
     check: Callable[[], Finding]
 
 
-_LEDGERS = ("safetylib.proofs", "safetylib.study.findings", "safetylib.study.augmentation_findings")
+_LEDGERS = (
+    "safetylib.proofs",
+    "safetylib.study.findings",
+    "safetylib.study.augmentation_findings",
+    "safetylib.study.depth_findings",
+)
 _LEDGER: dict[str, Claim] = {}
 
 

@@ -536,3 +536,21 @@ def variants_by_depth(rows: dict[str, list], depths: list[int]) -> plt.Figure:
     axes.set(xlabel="prefill depth, tokens", ylabel="refused, share of prompts", ylim=(-0.03, 1.03))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     return figure
+
+
+def rates_along(rates, depths: tuple[int, ...]) -> plt.Figure:
+    """Refusal rate over the training step, one panel a depth and one line an arm.
+
+    ``rates`` has rows (arm, step) and a column a depth.
+    """
+    figure, panels = new_axes(len(depths), sharey=True, figsize=(6.8, 3.6))
+    for axes, depth in zip(panels, depths, strict=True):
+        for arm, rows in rates.groupby(level="arm", sort=False):
+            steps = rows.index.get_level_values("step")
+            axes.plot(steps, rows[depth], label=arm, markersize=4, **ARM_STYLES[arm])
+        axes.set_xscale("symlog", base=2, linthresh=1)
+        axes.set_xticks(steps, [str(step) for step in steps])
+        axes.set(xlabel="optimiser steps", title=f"after {depth} harmful tokens")
+    panels[0].set(ylabel="refused, share of prompts", ylim=(-0.03, 1.03))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure
