@@ -43,7 +43,7 @@ class Run:
 
 RUNS = {
     f"{optimiser}{place}": Run(optimiser, alpha, gamma)
-    for optimiser, alphas in (("adamw", (1.5e-3, 3e-3, 6e-3)), ("sgd", (0.1, 0.3, 1.0)))
+    for optimiser, alphas in (("adamw", (1.5e-3, 3e-3, 6e-3)), ("sgd", (0.25, 0.5, 1.0)))
     for place, (alpha, gamma) in enumerate((alpha, gamma) for alpha in alphas for gamma in (0.85, 0.96))
 }
 

@@ -3,7 +3,7 @@
 A part is a :class:`Study` with further units. It shares the main study's store, so that what the two have in common (the
 untuned answers, the trained adapters) is done once, whichever comes first. Its tables lie in ``results/<preset>/<part>/``.
 
-``transfer``    every member on HarmBench, which trained and selected nothing
+``transfer``    members on HarmBench, which trained and selected nothing
 ``forced``      transition probabilities by teacher forcing beside refusals by generation
 ``along``       refusal by depth at checkpoints along training
 ``ablations``   the literal rotation of phrases, orbits of two and eight positions, members trained on disjoint prompts

@@ -1,4 +1,4 @@
-"""Out of distribution: every member on HarmBench's standard behaviours, which trained and selected nothing."""
+"""Out of distribution: the members of a few seeds on HarmBench's standard behaviours, which trained and selected nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from safetylib.study import detectors, generate, models
 from safetylib.study.parts import Part
 from safetylib.study.prompts import Prompt
 
+SEEDS = 3  #: so many of the plan's first seeds
+
 
 class Transfer(Part):
     """Refusal at depth 0 and the headline depths."""
@@ -22,6 +24,8 @@ class Transfer(Part):
         measurement = asdict(self.plan.measurement)
         result: dict[str, tuple] = {"trunks": (self.plan.model, [prompt.id for prompt in self.behaviours], measurement)}
         for arm, seed in self.plan.members():
+            if seed not in self.plan.seeds[:SEEDS]:
+                continue
             needs = ("trunks",) if arm == "base" else ("trunks", f"train-{arm}-{seed}")
             result[f"transfer-{arm}-{seed}"] = (*needs, measurement, arm, seed)
         return result
