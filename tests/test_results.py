@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pandas as pd
 import pytest
 
-from safetylib.study import assets, compare, operating_point, prompts, results
+from safetylib.study import assets, compare, operating_point, parts, prompts, results
 from safetylib.study.presets import preset
 from safetylib.study.store import stage_fingerprints
 
@@ -20,6 +20,16 @@ def test_results_carry_the_stamp_of_the_present_code():
         f"code of the stages {', '.join(changed)} has changed since results/cpu was measured. If no result can differ, run "
         "`make reproduce ARGS=--renew`; otherwise measure again with `make reproduce ARGS=--accept`."
     )
+
+
+@pytest.mark.parametrize("name", [name for name in parts.MODULES if (STORED.folder / name).is_dir()])
+def test_parts_carry_the_stamp_of_the_present_code_and_plan(name):
+    manifest = json.loads((STORED.folder / name / "manifest.json").read_text())
+    present = parts.part(name)(PLAN, STORED.folder.parent.parent / "runs" / PLAN.name)
+    assert manifest["stamp"] == present.stamp, (
+        f"code of the part {name} has changed since it was measured: make reproduce PART={name} ARGS=--accept"
+    )
+    assert manifest["stages"] == stage_fingerprints() and manifest["units"] == list(present.own())
 
 
 def test_results_were_measured_under_the_present_plan():

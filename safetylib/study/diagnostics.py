@@ -57,11 +57,16 @@ def correlated_failures(results: Results, most: float = MOST_CORRELATION) -> lis
     return found
 
 
-def non_convergence(results: Results, most: float = MOST_STILL_FALLING) -> list[Signature]:
-    """Trained arms whose refusal loss still falls by more than a share ``most`` over the last quarter of the steps."""
+def non_convergence(
+    results: Results, most: float = MOST_STILL_FALLING, stopped_at: int | None = None
+) -> list[Signature]:
+    """Trained arms whose refusal loss still falls by more than a share ``most`` over the last quarter of the steps.
+
+    ``stopped_at`` asks what the same runs would have shown, had they been stopped after so many steps.
+    """
     found = []
     for arm in _trained(results):
-        loss = results.training.query("arm == @arm").groupby("step")["refusal_loss"].mean().to_numpy()
+        loss = results.training.query("arm == @arm").groupby("step")["refusal_loss"].mean().to_numpy()[:stopped_at]
         quarter = len(loss) // 4
         if quarter == 0:
             continue
