@@ -1,5 +1,6 @@
 """Parts beyond the main plan: the group action on phrases, equal budgets, transition probabilities, tables and their command."""
 
+import copy
 from dataclasses import replace
 from itertools import product
 
@@ -11,7 +12,9 @@ import torch
 from safetylib.study import ablations, along, augment, forced, parts, run, transitions
 from safetylib.study.presets import PRESETS
 
-TINY = PRESETS["tiny"]
+TINY = replace(  # answers as long as the orbit is deep
+    PRESETS["tiny"], measurement=replace(PRESETS["tiny"].measurement, depths=(0, 2, 5, 24))
+)
 RECIPE = TINY.recipe
 
 
@@ -153,7 +156,7 @@ def test_starting_probabilities_equal_the_sum_over_openings_computed_one_by_one(
     from transformers import AutoModelForCausalLM
 
     model = study.base.float()
-    plain = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager").eval()
+    plain = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), attn_implementation="eager").eval()
     plain.load_state_dict(model.state_dict())
     start, later = [(5, 6), (5, 7), (8,)], [(9, 9, 5), (9, 9, 8), (9, 4, 1)]
     prompts, trunks = [[3, 1, 4], [2, 7, 1, 8]], [[20, 21, 22], [30, 31]]

@@ -81,7 +81,7 @@ def rotate_batches(recipe: Recipe, material: augment.Material, seed: int) -> Ite
     Raises
     ------
     ValueError
-        Unequally spaced orbit: rotated phrases would move the refusal off the orbit.
+        Unequally spaced orbit: rotated phrases would move the refusal off the orbit. An answer shorter than the orbit.
     """
     gaps = set(np.diff(recipe.orbit).tolist())
     if len(gaps) != 1 or recipe.orbit[0] != 0:
@@ -100,6 +100,8 @@ def rotate_batches(recipe: Recipe, material: augment.Material, seed: int) -> Ite
             if example.kind == "refusal":
                 prompt = len(example.context) - example.position
                 answer = long.context[prompt:]
+                if len(answer) != max(recipe.orbit):
+                    raise ValueError(f"an answer of {len(answer)} tokens is shorter than the orbit {recipe.orbit}")
                 phrases = [answer[first : first + length] for first in range(0, len(answer), length)]
                 row = rotated([[], *phrases], step)
                 before = row[: row.index([])]

@@ -1,0 +1,91 @@
+"""Run every benchmark, store the ratios, and write the page's table.
+
+python -m benchmarks                      # all of them: about a quarter of an hour on two idle cores
+python -m benchmarks chains judge         # some; the others' rows stay as they are stored
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.timing import Comparison
+from safetylib.study.store import provenance
+
+ROOT = Path(__file__).resolve().parents[1]
+STORED = ROOT / "results" / "benchmarks.csv"
+PAGE = ROOT / "book" / "speed-table.md"
+
+# Benchmark -> functions of its module, and the ratio that the project set itself.
+BENCHMARKS: dict[str, dict[str, float]] = {
+    "training_step": {"main": 2.5},
+    "generation": {"batch": 1.5, "five_adapters": 3.0},
+    "depth_curve": {"main": 8.0},
+    "judge": {"main": 6.0},
+    "chains": {"absorption": 30.0, "closed_form": 300.0},
+}
+
+
+def measure(names: list[str]) -> pd.DataFrame:
+    """Rows of the named benchmarks; a peer that is not installed has none.
+
+    Raises
+    ------
+    ValueError
+        Unknown name; the message lists the known ones.
+    """
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        raise ValueError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARKS)}")
+    rows, where = [], provenance()
+    for name in names:
+        module = import_module(f"benchmarks.{name}")
+        for function, target in BENCHMARKS[name].items():
+            found: Comparison | None = getattr(module, function)()
+            if found is not None:
+                rows.append(
+                    {
+                        "benchmark": name,
+                        "work": found.work,
+                        "peer": found.peer,
+                        "peer_seconds": float(f"{found.peer_seconds:.3g}"),
+                        "our_seconds": float(f"{found.our_seconds:.3g}"),
+                        "ratio": float(f"{found.ratio:.2g}"),
+                        "target": target,
+                        "date": where["date"],
+                        "machine": where["machine"],
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def table(rows: pd.DataFrame) -> str:
+    """The stored rows as a Markdown table, with a line on where they come from."""
+    lines = ["| work | peer | peer | ours | ratio | aim |", "|---|---|---:|---:|---:|---:|"]
+    lines += [
+        f"| {row.work} | {row.peer} | {row.peer_seconds:g} s | {row.our_seconds:g} s | {row.ratio:g} | {row.target:g} |"
+        for row in rows.itertuples()
+    ]
+    places = sorted({f"{row.date}, {row.machine}" for row in rows.itertuples()})
+    return "\n".join([*lines, "", f"Measured {'; '.join(places)}. Medians; peer and ours in turn.", ""])
+
+
+def main(names: list[str]) -> None:
+    """Measure, store, write the table."""
+    fresh = measure(names or list(BENCHMARKS))
+    if STORED.is_file():
+        stored = pd.read_csv(STORED)
+        fresh = pd.concat([stored[~stored["benchmark"].isin(fresh["benchmark"])], fresh])
+    fresh = fresh.sort_values("benchmark", key=lambda column: column.map(list(BENCHMARKS).index), kind="stable")
+    fresh.to_csv(STORED, index=False)
+    PAGE.write_text(table(fresh), encoding="utf-8")
+    print(f"{STORED.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} hold {len(fresh)} rows.")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"benchmarks: {error}")

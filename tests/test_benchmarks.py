@@ -1,0 +1,66 @@
+"""The benchmarks' table: stored rows, the page written from them, and rows that stay when others are measured again."""
+
+import pandas as pd
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks.timing import Comparison
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """The command with made-up measurements, writing elsewhere."""
+    ratios = {"slow": 2.0, "fast": 40.0}
+
+    class Module:
+        def __init__(self, name):
+            self.main = lambda: Comparison(f"{name} work", "a peer", ratios[name], 1.0)
+
+    monkeypatch.setattr(command, "BENCHMARKS", {"slow": {"main": 3.0}, "fast": {"main": 30.0}})
+    monkeypatch.setattr(command, "import_module", lambda path: Module(path.removeprefix("benchmarks.")))
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "STORED", tmp_path / "benchmarks.csv")
+    monkeypatch.setattr(command, "PAGE", tmp_path / "table.md")
+    return ratios
+
+
+def test_ratios_are_stored_beside_their_aims_and_shown(bench, tmp_path):
+    command.main([])
+    stored = pd.read_csv(tmp_path / "benchmarks.csv")
+    assert list(stored["benchmark"]) == ["slow", "fast"]
+    assert list(stored["ratio"]) == [2.0, 40.0] and list(stored["target"]) == [3.0, 30.0]
+    page = (tmp_path / "table.md").read_text()
+    assert "| slow work | a peer | 2 s | 1 s | 2 | 3 |" in page and "cores" in page
+
+
+def test_rows_that_are_not_measured_again_stay(bench, tmp_path):
+    command.main([])
+    bench.update(slow=5.0, fast=50.0)
+    command.main(["fast"])
+    stored = pd.read_csv(tmp_path / "benchmarks.csv").set_index("benchmark")["ratio"]
+    assert stored.to_dict() == {"slow": 2.0, "fast": 50.0}
+
+
+def test_a_missing_peer_has_no_row(bench, monkeypatch, tmp_path):
+    class Missing:
+        main = staticmethod(lambda: None)
+
+    whole = command.import_module
+    monkeypatch.setattr(command, "import_module", lambda path: Missing if path.endswith("slow") else whole(path))
+    command.main([])
+    assert list(pd.read_csv(tmp_path / "benchmarks.csv")["benchmark"]) == ["fast"]
+
+
+def test_unknown_benchmarks_are_refused_by_name(bench, tmp_path):
+    with pytest.raises(ValueError, match="unknown benchmark 'quick'; known: slow, fast"):
+        command.main(["quick"])
+    assert not (tmp_path / "benchmarks.csv").exists()
+
+
+def test_the_real_commands_exist():
+    from importlib import import_module
+
+    pytest.importorskip("torch")
+    for name, functions in command.BENCHMARKS.items():
+        module = import_module(f"benchmarks.{name}")
+        assert all(callable(getattr(module, function)) for function in functions)
