@@ -76,15 +76,13 @@ def _with(record, column, value):
     [
         (rows(6), ["category", "source", "prompt"], ["no column forbidden_prompt", "it has category, source, prompt"]),
         (rows(6), ["a", "b", "c"], ["no column category, source, forbidden_prompt", "Expected"]),
-        (_with(3, 2, ""), COLUMNS, ["forbidden_prompt is empty", "record 4"]),
-        (_with(0, 0, "  "), COLUMNS, ["category is empty", "record 1"]),
-        (_with(4, 2, "Describe the box with the number 1."), COLUMNS, ["record 5 repeats", "forbidden_prompt"]),
-        (_with(4, 2, " describe THE box with the number 1. "), COLUMNS, ["record 5 repeats"]),
-        pytest.param([[*row, "one cell too many"] for row in rows(6)], COLUMNS, ["record 1 has 4 cells"]),
-        pytest.param(
-            [*rows(6), ["Red", "made", "A sentence.", "one cell too many"]], COLUMNS, ["record 7 has 4 cells"]
-        ),
-        ([*rows(6), ["Red", "made"]], COLUMNS, ["forbidden_prompt is empty", "record 7"]),
+        (_with(3, 2, ""), COLUMNS, ["forbidden_prompt is empty", "line 5"]),
+        (_with(0, 0, "  "), COLUMNS, ["category is empty", "line 2"]),
+        (_with(4, 2, "Describe the box with the number 1."), COLUMNS, ["line 6 repeats", "forbidden_prompt"]),
+        (_with(4, 2, " describe THE box with the number 1. "), COLUMNS, ["line 6 repeats"]),
+        pytest.param([[*row, "one cell too many"] for row in rows(6)], COLUMNS, ["line 2 has 4 cells"]),
+        pytest.param([*rows(6), ["Red", "made", "A sentence.", "one cell too many"]], COLUMNS, ["line 8 has 4 cells"]),
+        ([*rows(6), ["Red", "made"]], COLUMNS, ["forbidden_prompt is empty", "line 8"]),
     ],
     ids=[
         "column renamed",
@@ -98,12 +96,26 @@ def _with(record, column, value):
         "record too short",
     ],
 )
-def test_a_file_of_another_layout_is_refused_with_its_name_and_the_record(table, records, columns, words):
+def test_a_file_of_another_layout_is_refused_with_its_name_and_the_line(table, records, columns, words):
     table(records, columns)
     with pytest.raises(ValueError) as error:
         prompts.strongreject((2, 2, 2))
     for word in ["made.csv", *words]:
         assert word in str(error.value)
+
+
+def test_lines_are_those_of_the_file_though_records_span_several_and_blank_ones_are_skipped(table):
+    path = table([])
+    path.write_text('category,source,forbidden_prompt\n\nRed,made,"one\ntwo\nthree"\n\nRed,made,\nRed,made,\n', "utf-8")
+    with pytest.raises(ValueError, match=r"made\.csv: column forbidden_prompt is empty in lines 7, 8\."):
+        prompts.strongreject((0, 0, 1))
+
+
+def test_a_file_cut_short_is_refused_with_the_line_of_the_last_record(table):
+    path = table([])
+    path.write_text('category,source,forbidden_prompt\nRed,made,one\nRed,made,"two\nand', "utf-8")
+    with pytest.raises(ValueError, match=r"made\.csv: the record that starts in line 3 is damaged or cut short"):
+        prompts.strongreject((0, 0, 1))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00bad\x80"], ids=["empty", "not UTF-8"])
@@ -114,7 +126,7 @@ def test_a_file_that_is_no_table_is_refused_with_its_name(table, content):
 
 
 def test_an_unknown_source_is_refused_and_the_known_ones_named():
-    with pytest.raises(ValueError, match=r"'Other'; known: StrongREJECT, neutral"):
+    with pytest.raises(ValueError, match=r"'Other'; known: StrongREJECT, HEx-PHI, HarmBench, neutral, or the path"):
         prompts.harmful("Other", (1, 1, 1))
 
 

@@ -1,9 +1,44 @@
-"""Where prompts come from, one function a published set; each keeps to its set's licence and role."""
+"""Where prompts come from, one function a set; each keeps to its set's licence and role.
+
+============  ===========  =========================  ==============================================  ===================
+set           licence      prompts                    never loaded                                    role
+============  ===========  =========================  ==============================================  ===================
+StrongREJECT  MIT          313, of which 261 loaded   category Sexual content, 2 of another category  training and testing
+HEx-PHI       own, gated   330 or 300; 270 loaded     categories 2 and 8 (child abuse, adult)         training and testing
+HarmBench     MIT          159 standard; 149 loaded   10 of a sexual nature                           testing only
+XSTest        CC BY 4.0    450, of which 448 loaded   2 about sexual violence                         testing only
+a file        its owner's  whatever it holds          nothing                                         as the file says
+============  ===========  =========================  ==============================================  ===================
+
+StrongREJECT itself stands in :mod:`safetylib.study.prompts`, with the parts that all sets share.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
 from safetylib.study import assets
-from safetylib.study.prompts import Prompt, read_table
+from safetylib.study.assets import AssetError
+from safetylib.study.prompts import (
+    KINDS,
+    SPLITS,
+    Prompt,
+    check_table,
+    neutral,
+    read_csv,
+    read_table,
+    stratified_split,
+    strongreject,
+)
+
+Split = tuple[int, int, int]
 
 # HarmBench's standard test behaviours of a sexual nature, found by reading all 159; never loaded.
 HARMBENCH_NEVER_LOADED = (
@@ -41,3 +76,270 @@ def harmbench() -> list[Prompt]:
         Prompt(f"harmbench-{row.BehaviorID}", row.Behavior.strip(), "harmful", row.SemanticCategory, "test")
         for row in table.itertuples()
     ]
+
+
+def _drawn(loaded: list[Prompt], split: Split) -> list[Prompt]:
+    """The prompts that a stratified split draws, in their order, with the split written in."""
+    where = stratified_split([prompt.id for prompt in loaded], [prompt.category for prompt in loaded], split)
+    return [replace(prompt, split=where[prompt.id]) for prompt in loaded if prompt.id in where]
+
+
+def _harmbench_test(split: Split) -> list[Prompt]:
+    if any(split[:2]):
+        raise ValueError(
+            f"HarmBench is for testing only: the split {tuple(split)} would train or select on it. "
+            f"Ask for (0, 0, {split[2] or 149})."
+        )
+    return _drawn(harmbench(), split)
+
+
+HEXPHI_CATEGORIES = {
+    1: "Illegal Activity",
+    3: "Hate/Harass/Violence",
+    4: "Malware",
+    5: "Physical Harm",
+    6: "Economic Harm",
+    7: "Fraud/Deception",
+    9: "Political Campaigning",
+    10: "Privacy Violation Activity",
+    11: "Tailored Financial Advice",
+}  # without 2 (child abuse content) and 8 (adult content), which are never opened, nor downloaded
+_HEXPHI_PER_CATEGORY = 30
+_HEXPHI_REPO = "LLM-Tuning-Safety/HEx-PHI"
+
+
+def hexphi(split: Split, folder: Path | None = None) -> list[Prompt]:
+    """HEx-PHI (Qi et al. 2024) from a folder with category_N.csv, or from the Hub, where it is gated.
+
+    Parameters
+    ----------
+    split
+        Prompts for training, validation and test.
+    folder
+        Where the files lie; by default what ``SAFETYLIB_HEXPHI`` names, and without it the Hub is asked.
+
+    Raises
+    ------
+    AssetError
+        A file is missing, or the licence has not been accepted.
+    ValueError
+        A file is cut short, has another number of prompts than 30, or a prompt is empty or repeated.
+    """
+    names = {number: f"category_{number}.csv" for number in HEXPHI_CATEGORIES}
+    chosen = folder or os.environ.get("SAFETYLIB_HEXPHI")
+    if chosen:
+        root = Path(chosen).expanduser()
+    else:
+        from safetylib.study import hub  # only this set needs it
+
+        page = f"https://huggingface.co/datasets/{_HEXPHI_REPO}"
+        root = hub.snapshot(_HEXPHI_REPO, tuple(names.values()), kind="dataset", page=page)
+    missing = [name for name in names.values() if not (root / name).is_file()]
+    if missing:
+        raise AssetError(
+            f"HEx-PHI is not complete in {root}: {', '.join(missing)} missing. Put category_1.csv ... category_11.csv there "
+            "(2 and 8 are not needed), or unset SAFETYLIB_HEXPHI to take them from the Hub."
+        )
+    loaded = []
+    for number, name in names.items():
+        loaded += _hexphi_category(number, root / name)
+    return _drawn(loaded, split)
+
+
+def _hexphi_category(number: int, path: Path) -> list[Prompt]:
+    first, others = read_csv(path)
+    records = [(1, first), *others]  # there is no header: what looks like one is the first prompt
+    for line, record in records:
+        if len(record) != 1:
+            raise ValueError(f"{path.name}: line {line} has {len(record)} cells; HEx-PHI has one prompt a row.")
+    if len(records) != _HEXPHI_PER_CATEGORY:
+        raise ValueError(
+            f"{path.name} holds {len(records)} prompts instead of {_HEXPHI_PER_CATEGORY}. The file has no header line: a copy "
+            "made by a program that expects one has lost or gained a row. Take the file from the Hub again."
+        )
+    table = pd.DataFrame({"prompt": [record[0] for _, record in records]})
+    check_table(table, [line for line, _ in records], ("prompt",), path.name)
+    return [
+        Prompt(f"hexphi-{number:02d}-{place:02d}", text.strip(), "harmful", HEXPHI_CATEGORIES[number], "")
+        for place, text in enumerate(table["prompt"], start=1)
+    ]
+
+
+XSTEST_FILES = {
+    "xstest_prompts.csv": "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
+    "xstest_v2_completions_mistralinstruct.csv": "6a146b65a5b96ec8249729bc2db459697175125998d7cbbcc88f7688ecf31dad",
+    "xstest_v2_completions_mistralguard.csv": "0ac03817b65e019a8f5b4b3eed805086f9f7fafe538ac9ebd156f80210af6903",
+}
+XSTEST_COMMIT = "d7bb5bd738c1fcbc36edd83d5e7d1b71a3e2d84d"
+XSTEST_NEVER_LOADED = ("206", "231")  # about sexual violence
+XSTEST_LABELS = {
+    "1_full_compliance": "full compliance",
+    "2_full_refusal": "full refusal",
+    "3_partial_refusal": "partial refusal",
+}
+
+
+def _xstest_file(name: str, folder: Path | None) -> Path:
+    source = f"github.com/paul-rottger/exaggerated-safety at commit {XSTEST_COMMIT}"
+    chosen = folder or os.environ.get("SAFETYLIB_XSTEST")
+    if not chosen:
+        raise AssetError(
+            f"XSTest is not embedded. Take its files from {source}, and name their folder in SAFETYLIB_XSTEST."
+        )
+    path = Path(chosen).expanduser() / name
+    if not path.is_file():
+        raise AssetError(f"{name} is not in {path.parent}. Take it from {source}.")
+    found = assets.sha256(path)
+    if found != XSTEST_FILES[name]:
+        raise AssetError(
+            f"{path} is not the pinned file: sha256 {found[:16]}... instead of {XSTEST_FILES[name][:16]}.... "
+            f"Take it from {source}."
+        )
+    return path
+
+
+def xstest(folder: Path | None = None) -> list[Prompt]:
+    """XSTest (Röttger et al. 2024), for testing only: safe prompts (kind borderline) and unsafe contrasts (harmful).
+
+    Parameters
+    ----------
+    folder
+        Where the files lie; by default what ``SAFETYLIB_XSTEST`` names.
+
+    Raises
+    ------
+    AssetError
+        No folder, no file, or not the pinned one.
+    """
+    table = read_table(_xstest_file("xstest_prompts.csv", folder), ("id", "type", "label", "prompt"))
+    kind = {"safe": "borderline", "unsafe": "harmful"}
+    return [
+        Prompt(f"xstest-{row.id}", row.prompt.strip(), kind[row.label], row.type, "test")
+        for row in table[~table["id"].isin(XSTEST_NEVER_LOADED)].itertuples()
+    ]
+
+
+def xstest_completions(folder: Path | None = None) -> pd.DataFrame:
+    """Completions of XSTest's prompts with people's labels, for checking judges only; the text is a model's, untrusted.
+
+    Returns
+    -------
+    DataFrame
+        ``id`` (as in :func:`xstest`), ``model``, ``type``, ``kind``, ``prompt``, ``completion``, ``annotation_1``,
+        ``annotation_2`` and ``label`` (categories full compliance, full refusal, partial refusal), ``agreement`` (bool).
+
+    Raises
+    ------
+    AssetError
+        As :func:`xstest`.
+    """
+    parts = []
+    for model in ("mistralinstruct", "mistralguard"):
+        columns = ("type", "prompt", "completion", "annotation_1", "annotation_2", "agreement", "final_label", "id")
+        table = read_table(_xstest_file(f"xstest_v2_completions_{model}.csv", folder), columns)
+        table["id"] = table["id"].str.removeprefix("v2-")
+        parts.append(table[~table["id"].isin(XSTEST_NEVER_LOADED)].assign(model=model))
+    table = pd.concat(parts, ignore_index=True).rename(columns={"final_label": "label"})
+    label = pd.CategoricalDtype(list(XSTEST_LABELS.values()))
+    for column in ("annotation_1", "annotation_2", "label"):
+        table[column] = table[column].map(XSTEST_LABELS).astype(label)
+    table["agreement"] = table["agreement"] == "TRUE"
+    table["kind"] = table["type"].str.startswith("contrast_").map({True: "harmful", False: "borderline"})
+    table["id"] = "xstest-" + table["id"]
+    return table[
+        ["id", "model", "type", "kind", "prompt", "completion", "annotation_1", "annotation_2", "label", "agreement"]
+    ]
+
+
+OWN_SUFFIXES = (".csv", ".jsonl")
+
+
+def own(path: Path, split: Split) -> list[Prompt]:
+    """A user's prompts from a CSV file with a header line, or from a file with one JSON object a line.
+
+    The column ``prompt`` must be there; ``id``, ``category``, ``kind`` (harmful, plain, borderline; by default harmful) and
+    ``split`` (train, validation, test) may be. Other columns are not looked at. Without ids, a prompt is named by the digest
+    of its text. Harmful prompts are drawn as ``split`` says: from the whole file, or, where the file says which prompt stands
+    in which split, from that split. Benign ones (plain, borderline) are taken as they are and must name their split.
+
+    Raises
+    ------
+    ValueError
+        No such file, no such column, empty or repeated prompts or ids, unknown kinds and splits, damaged lines, too few
+        prompts: each with the file and, where there is one, the line.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path} with prompts; the path is taken from the folder you stand in")
+    table, lines = _own_table(path)
+    check_table(table, lines, ("prompt",), path.name)
+    texts = table["prompt"].str.strip()
+    if "id" not in table:
+        table["id"] = ["own-" + hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
+    for column, default in (("category", "own"), ("kind", "harmful"), ("split", "")):
+        if column not in table:
+            table[column] = default
+        elif column != "split" or (table[column].str.strip() != "").any():
+            check_table(table.assign(_=table["id"]), lines, (column, "_"), path.name)
+    check_table(table, lines, ("id",), path.name)
+    for column, known in (("kind", KINDS), ("split", (*SPLITS, ""))):
+        for line, value in zip(lines, table[column], strict=True):
+            if value.strip() not in known:
+                raise ValueError(
+                    f"{path.name}: line {line} has {column} {value!r}; known: {', '.join(filter(None, known))}."
+                )
+    loaded = [
+        Prompt(row.id.strip(), text, row.kind.strip(), row.category.strip(), row.split.strip())
+        for row, text in zip(table.itertuples(), texts, strict=True)
+    ]
+    benign = [prompt for prompt in loaded if prompt.kind != "harmful"]
+    if any(not prompt.split for prompt in benign):
+        raise ValueError(
+            f"{path.name} holds plain or borderline prompts: add a column split that says where they stand."
+        )
+    harmful = [prompt for prompt in loaded if prompt.kind == "harmful"]
+    try:
+        if not any(prompt.split for prompt in harmful):
+            return _drawn(harmful, split) + benign
+        drawn: set[str] = set()
+        for place, name in enumerate(SPLITS):
+            sizes = tuple(size if at == place else 0 for at, size in enumerate(split))
+            drawn |= {prompt.id for prompt in _drawn([each for each in harmful if each.split == name], sizes)}
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}.") from error
+    return [prompt for prompt in loaded if prompt.id in drawn or prompt.kind != "harmful"]
+
+
+def _own_table(path: Path) -> tuple[pd.DataFrame, list[int]]:
+    if path.suffix.lower() == ".csv":
+        # Read whole for its checks of the cells, and once more for the lines.
+        return read_table(path, ()), [line for line, _ in read_csv(path)[1]]
+    records, lines = [], []
+    try:
+        content = path.read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is no file in UTF-8 ({error.reason}).") from error
+    for number, line in enumerate(content, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path.name}: line {number} is damaged or cut short ({error}).") from error
+        if not isinstance(record, dict):
+            raise ValueError(f'{path.name}: line {number} is no JSON object such as {{"prompt": "..."}}.')
+        for column in ("id", "prompt", "category", "kind", "split"):
+            if not isinstance(record.get(column, ""), str):
+                raise ValueError(f"{path.name}: line {number} has a {column} that is no text.")
+        records.append(record)
+        lines.append(number)
+    if not records:
+        raise ValueError(f"{path.name} is empty.")
+    return pd.DataFrame(records).fillna(""), lines
+
+
+SOURCES: dict[str, Callable[[Split], list[Prompt]]] = {
+    "StrongREJECT": strongreject,
+    "HEx-PHI": hexphi,
+    "HarmBench": _harmbench_test,
+    "neutral": neutral,
+}

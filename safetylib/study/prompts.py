@@ -1,7 +1,8 @@
 """Prompt sets in one schema: who is asked what, and in which split it stands.
 
-Harmful prompts come from published benchmarks (never copied into the repository); benign ones and the refusal wordings
-were written for this project and lie in ``data/``.
+The schema, the reading of tables and the splitting stand here, with the sets that the embedded study is made of. Harmful
+prompts come from published benchmarks (never copied into the repository); benign ones and the refusal wordings were
+written for this project and lie in ``data/``. Every other set is in :mod:`safetylib.study.prompt_sets`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pandas as pd
 from safetylib.study import assets
 
 SPLITS = ("train", "validation", "test")
+KINDS = ("harmful", "plain", "borderline")
 _DATA = Path(__file__).parent / "data"
 
 # Prompts of a sexual nature are never loaded: StrongREJECT's category, and two records filed under another one.
@@ -34,45 +36,86 @@ class Prompt:
     split: str
 
 
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header and records of a CSV file, each record with the line of the file that it starts in; blank lines are skipped.
+
+    Raises
+    ------
+    ValueError
+        No CSV file in UTF-8, an unfinished quotation, nothing in it: with the file and the line.
+    """
+    records, start = [], 1
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            for record in reader:
+                if record:
+                    records.append((start, record))
+                start = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is no CSV file in UTF-8 ({error.reason}).") from error
+    except csv.Error as error:
+        raise ValueError(
+            f"{path.name}: the record that starts in line {start} is damaged or cut short ({error})."
+        ) from error
+    if not records:
+        raise ValueError(f"{path.name} is no CSV file with a header line: it is empty.")
+    return records[0][1], records[1:]
+
+
+def check_table(table: pd.DataFrame, lines: list[int], columns: tuple[str, ...], name: str) -> pd.DataFrame:
+    """The table, if it has these columns, every one of them filled, and no two rows with the same last one.
+
+    Raises
+    ------
+    ValueError
+        With the file's ``name`` and the lines (``lines``: one a row).
+    """
+
+    def where(bad: pd.Series) -> str:
+        numbers = [line for line, wrong in zip(lines, bad, strict=True) if wrong]
+        shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
+        return f"line{'s' if len(numbers) > 1 else ''} {shown}"
+
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ValueError(
+            f"{name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}. Expected: {', '.join(columns)}."
+        )
+    for column in columns:
+        blank = table[column].str.strip() == ""
+        if blank.any():
+            raise ValueError(f"{name}: column {column} is empty in {where(blank)}.")
+    if not columns:
+        return table
+    repeated = table[columns[-1]].str.strip().str.casefold().duplicated()
+    if repeated.any():
+        raise ValueError(
+            f"{name}: {where(repeated)} {'repeats' if repeated.sum() == 1 else 'repeat'} an earlier {columns[-1]}."
+        )
+    return table
+
+
 def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """A CSV file with at least these columns, every one of them filled, no prompt twice.
+    """A CSV file with at least these columns, every one of them filled, and the last one never twice.
 
     Raises
     ------
     ValueError
         No CSV file in UTF-8, missing columns, records with too many cells, empty cells, duplicates: each with the file and
-        the record.
+        the line.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *records = [record for record in csv.reader(file, strict=True) if record]
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        reason = "it is empty" if type(error) is ValueError else str(error)
-        raise ValueError(f"{path.name} is no CSV file in UTF-8 with a header line ({reason}).") from error
-    for number, record in enumerate(records, start=1):
+    header, records = read_csv(path)
+    for line, record in records:
         if len(record) > len(header):
             raise ValueError(
-                f"{path.name}: record {number} has {len(record)} cells, the header {len(header)} "
+                f"{path.name}: line {line} has {len(record)} cells, the header {len(header)} "
                 "(a cell that holds a comma needs quotation marks)."
             )
-    table = pd.DataFrame([record + [""] * (len(header) - len(record)) for record in records], columns=header, dtype=str)
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise ValueError(
-            f"{path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns)}. "
-            f"Expected: {', '.join(columns)}."
-        )
-    for column in columns:
-        blank = table.index[table[column].str.strip() == ""]
-        if len(blank):
-            raise ValueError(
-                f"{path.name}: column {column} is empty in record {blank[0] + 1} (the header not counted)."
-            )
-    text = table[columns[-1]].str.strip().str.casefold()
-    if text.duplicated().any():
-        first = text.index[text.duplicated()][0]
-        raise ValueError(f"{path.name}: record {first + 1} repeats an earlier {columns[-1]}.")
-    return table
+    cells = [record + [""] * (len(header) - len(record)) for _, record in records]
+    return check_table(
+        pd.DataFrame(cells, columns=header, dtype=str), [line for line, _ in records], columns, path.name
+    )
 
 
 def stratified_split(ids: list[str], strata: list[str], sizes: tuple[int, int, int]) -> dict[str, str]:
@@ -129,20 +172,31 @@ def neutral(split: tuple[int, int, int]) -> list[Prompt]:
     ]
 
 
-SOURCES = {"StrongREJECT": strongreject, "neutral": neutral}
-
-
 def harmful(source: str, split: tuple[int, int, int]) -> list[Prompt]:
     """The harmful prompts of a source, split deterministically.
+
+    Parameters
+    ----------
+    source
+        A name in :data:`safetylib.study.prompt_sets.SOURCES`, or the path of a CSV or JSONL file
+        (:func:`safetylib.study.prompt_sets.own`).
+    split
+        Prompts for training, validation and test.
 
     Raises
     ------
     ValueError
-        Unknown source, or a split larger than the source.
+        Unknown source, a file of another layout, or a split that the source does not allow.
     """
-    if source not in SOURCES:
-        raise ValueError(f"unknown prompt source {source!r}; known: {', '.join(SOURCES)}")
-    return SOURCES[source](split)
+    from safetylib.study import prompt_sets  # the sets are made of this module's parts
+
+    if source in prompt_sets.SOURCES:
+        return prompt_sets.SOURCES[source](split)
+    if Path(source).suffix.lower() in prompt_sets.OWN_SUFFIXES:
+        return prompt_sets.own(Path(source).expanduser(), split)
+    raise ValueError(
+        f"unknown prompt source {source!r}; known: {', '.join(prompt_sets.SOURCES)}, or the path of a .csv or .jsonl file"
+    )
 
 
 def benign() -> list[Prompt]:
