@@ -313,3 +313,5 @@ def test_the_command_names_every_asset_and_fetches_each_once(monkeypatch, capsys
     assert fetched == (list(assets.FETCHED) if command == "fetch" else [])
     printed = capsys.readouterr().out
     assert all(asset.name in printed for asset in (assets.SMOLLM2, assets.STRONGREJECT, assets.HARMBENCH))
+    for variable in ("SAFETYLIB_HEXPHI", "SAFETYLIB_XSTEST"):
+        assert (variable in printed) == (command == "show")

@@ -86,6 +86,22 @@ EMBEDDED = (SMOLLM2, STRONGREJECT)  # what the cpu preset's units are made of: t
 PINS = {asset.name: asset.sha256 for asset in EMBEDDED}
 FETCHED = (*EMBEDDED, HARMBENCH)  # `fetch` takes the out-of-distribution test set along
 
+# Sets that a user brings: name, licence, how to get them (safetylib.study.prompt_sets reads them).
+NOT_EMBEDDED = (
+    (
+        "HEx-PHI",
+        "own, gated",
+        "accept its licence at https://huggingface.co/datasets/LLM-Tuning-Safety/HEx-PHI and set HF_TOKEN, or put "
+        "category_N.csv into a folder and name it in SAFETYLIB_HEXPHI",
+    ),
+    (
+        "XSTest",
+        "CC-BY-4.0",
+        "take xstest_prompts.csv and the labelled completions from https://github.com/paul-rottger/exaggerated-safety and "
+        "name their folder in SAFETYLIB_XSTEST",
+    ),
+)
+
 
 def cache_dir() -> Path:
     """The cache: ``SAFETYLIB_CACHE``, or ``safetylib`` in the user's cache folder."""
@@ -265,7 +281,10 @@ def main(command: Literal["fetch", "show"] = "fetch", /) -> None:
             fetch(asset)
         state = "verified" if command == "fetch" else asset.requirement
         print(f"{asset.name:24} {asset.licence:11} sha256 {asset.sha256[:16]}...  {state}", flush=True)
-    if command == "fetch":
+    if command == "show":
+        for name, licence, how in NOT_EMBEDDED:
+            print(f"{name:24} {licence:11} not embedded: {how}")
+    else:
         embedded_model()
         print(f"{'':24} converted to safetensors, digest verified; cache: {cache_dir()}")
 
