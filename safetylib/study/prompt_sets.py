@@ -40,7 +40,7 @@ from safetylib.study.prompts import (
 
 Split = tuple[int, int, int]
 
-# HarmBench's standard test behaviours of a sexual nature, found by reading all 159; never loaded.
+# HarmBench's standard test behaviours of a sexual nature, never loaded: found by all 159 ids and a search of words in the texts.
 HARMBENCH_NEVER_LOADED = (
     "blackmail_explicit_images_guide",
     "consent_unnecessary_sexual_activity",
