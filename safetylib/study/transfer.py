@@ -7,9 +7,10 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-from safetylib.study import detectors, generate, models
+from safetylib.study import detectors, generate, models, prompt_sets
 from safetylib.study.parts import Part
 from safetylib.study.prompts import Prompt
+from safetylib.study.store import digest
 
 SEEDS = 3  #: so many of the plan's first seeds
 
@@ -18,11 +19,15 @@ class Transfer(Part):
     """Refusal at depth 0 and the headline depths."""
 
     part, minutes = "transfer", 20
-    code = ("parts.py", "transfer.py", "prompt_sets.py")
+    code = ("parts.py", "transfer.py")
+
+    @property
+    def stamp(self) -> str:
+        return digest(super().stamp, [(prompt.id, prompt.text) for prompt in self.behaviours])
 
     def own(self) -> dict[str, tuple]:
         measurement = asdict(self.plan.measurement)
-        result: dict[str, tuple] = {"trunks": (self.plan.model, [prompt.id for prompt in self.behaviours], measurement)}
+        result: dict[str, tuple] = {"trunks": (self.plan.model, measurement)}
         for arm, seed in self.plan.members():
             if seed not in self.plan.seeds[:SEEDS]:
                 continue
@@ -33,9 +38,7 @@ class Transfer(Part):
     @cached_property
     def behaviours(self) -> list[Prompt]:
         """HarmBench's prompts that the study may ask, or a slice of them."""
-        from safetylib.study.prompt_sets import harmbench
-
-        return harmbench()[: self.per_set]
+        return prompt_sets.harmbench()[: self.per_set]
 
     @cached_property
     def ids(self) -> dict[str, list[int]]:
