@@ -360,3 +360,14 @@ def test_the_recipe_takes_what_the_rule_picks():
         names[-1]
     ]
     assert recipe.steps == TINY.recipe.steps
+
+
+def test_a_prompt_file_that_is_edited_in_place_makes_other_units(tmp_path):
+    """The file's path stays the same; what stands in it is what a unit depends on."""
+    file = tmp_path / "mine.csv"
+    plan = replace(TINY, prompts=str(file), split=(2, 1, 1))
+    fingerprints = []
+    for word in ("red", "blue"):
+        file.write_text("prompt\n" + "".join(f"Describe the {word} box {number}.\n" for number in range(4)))
+        fingerprints.append(Study(plan, tmp_path / "units", silent=True).fingerprints)
+    assert all(fingerprints[0][unit] != fingerprints[1][unit] for unit in fingerprints[0])

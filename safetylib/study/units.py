@@ -100,9 +100,7 @@ class Study:
             stages["data"],
             stages["generation"],
             plan.model,
-            plan.prompts,
-            plan.split,
-            self.per_set,
+            [asdict(prompt) for prompt in self.prompts],
             packages,
             assets.PINS,
         )
