@@ -36,7 +36,11 @@ class Undecided(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """``left`` equals ``right`` for all values of the symbols; by sympy."""
+    """``left`` equals ``right`` for all values of the symbols; by sympy.
+
+    Derivatives (``sp.Derivative``) and values put in for symbols (``sp.Subs``) are printed as they stand and carried
+    out for the check: what sympy evaluates at once would be shown as an empty identity.
+    """
 
     left: sp.Expr
     right: sp.Expr
@@ -47,7 +51,8 @@ class Identity:
 
     def counterexample(self, hypotheses: tuple[Boolean, ...] = ()) -> str | None:
         """A point at which the sides differ, or None if they are shown to be equal."""
-        difference = sp.simplify(sp.expand_log(self.left - self.right))
+        left, right = (sp.sympify(side).doit() for side in (self.left, self.right))
+        difference = sp.simplify(sp.expand_log(left - right))
         if difference == 0:
             return None
         symbols = sorted(difference.free_symbols, key=str)
@@ -146,13 +151,15 @@ class Proof:
     hypotheses
         Relations between symbols; every z3 step may use them. Positivity is carried by the symbols themselves.
     statement
-        Markdown.
+        Markdown; it follows the hypotheses.
     steps
         In order.
     mutations
         Wrong variants; at least one.
     source
         What is proved or corrected, e.g. ``"Theorem 4.5 (as summarised)"``.
+    setting
+        Markdown, one or more sentences: what the symbols stand for that the hypotheses name. The box begins with it.
     """
 
     label: str
@@ -162,6 +169,7 @@ class Proof:
     steps: tuple[Step, ...]
     mutations: tuple[Mutation, ...]
     source: str = ""
+    setting: str = ""
 
     def check(self) -> Proof:
         """Check every step; return the proof itself, so that a cell ending in ``proof.check()`` shows it.
@@ -204,10 +212,9 @@ class Proof:
 
     def theorem_box(self, kind: str = "theorem") -> str:
         """The statement as a MyST directive, to be placed on a page."""
-        return f":::{{prf:{kind}}} {self.title}\n:label: {self.label}\n\n{self._assumed()}{self.statement}\n:::"
-
-    def _assumed(self) -> str:
-        return f"Let {', '.join(f'${_latex(h)}$' for h in self.hypotheses)}. " if self.hypotheses else ""
+        assumed = f"Let {', '.join(f'${_latex(h)}$' for h in self.hypotheses)}." if self.hypotheses else ""
+        text = " ".join(filter(None, (self.setting, assumed, self.statement)))
+        return f":::{{prf:{kind}}} {self.title}\n:label: {self.label}\n\n{text}\n:::"
 
     def __repr__(self) -> str:
         return f"<Proof {self.label}: {len(self.steps)} steps, {len(self.mutations)} mutations>"

@@ -175,14 +175,19 @@ orbit_sum = Proof(
     label="ch03-orbit-sum",
     title="All the bias that a state on the orbit gets",
     hypotheses=(gamma < 1,),
+    setting=(
+        r"$L$ is the length of the orbit of $r$, $d_k = B(\pi^{-k}r, \pi^{-k}r)$, $\gamma$ the discount, and "
+        r"$D_s = \sum_{k<s} d_k\gamma^k$."
+    ),
     statement=(
-        r"Let $L$ be the length of the orbit of $r$, $d_k = B(\pi^{-k}r, \pi^{-k}r)$ and "
-        r"$D_s = \sum_{k<s} d_k\gamma^k$. With $n = mL + s$ updates, $s < L$, the entry $(r,r)$ of "
-        r"$\sum_{t<n}\gamma^t P^tBP^{-t}$ is $D_L\frac{1-\gamma^{mL}}{1-\gamma^L} + \gamma^{mL}D_s$. Its limit is "
-        r"$D_L/(1-\gamma^L)$. The order of $P$ does not enter, only $L$, which divides it."
+        r"With $n = mL + s$ updates, $s < L$, the entry $(r,r)$ of $\sum_{t<n}\gamma^t P^tBP^{-t}$ is"
+        "\n\n"
+        r"$$D_L\frac{1-\gamma^{mL}}{1-\gamma^L} + \gamma^{mL}D_s.$$"
+        "\n\n"
+        r"Its limit is $D_L/(1-\gamma^L)$. The order of $P$ does not enter, only $L$, which divides it."
     ),
     steps=(
-        Step("Before any update the formula gives 0.", Identity(_orbit_sum(0, 0), sp.Integer(0))),
+        Step("Before any update the formula gives 0.", Identity(sp.Subs(_orbit_sum(m, Ds), (m, Ds), (0, 0)), sp.Integer(0))),
         Step(
             r"Update $t = mL + s$ adds $\gamma^t d_s$, because $\pi^{-t}r = \pi^{-s}r$, and the formula follows it: "
             r"$D_{s+1} = D_s + d_s\gamma^s$.",
@@ -245,9 +250,10 @@ stein = Proof(
     label="ch03-stein",
     title="The matrix form",
     hypotheses=(gamma < 1,),
+    setting=r"$\gamma$ is the discount and $o$ the order of $P$.",
     statement=(
-        r"$X = \sum_{t\ge0}\gamma^t P^tBP^{-t}$ is the only solution of the Stein equation $X = B + \gamma PXP^{-1}$. "
-        r"With $o$ the order of $P$, $X = (1-\gamma^o)^{-1}\sum_{k<o}\gamma^k P^kBP^{-k}$, so $(1-\gamma)X$ is a mean of "
+        r"The sum $X = \sum_{t\ge0}\gamma^t P^tBP^{-t}$ is the only solution of the Stein equation $X = B + \gamma PXP^{-1}$. "
+        r"It is $X = (1-\gamma^o)^{-1}\sum_{k<o}\gamma^k P^kBP^{-k}$, so $(1-\gamma)X$ is a mean of "
         r"the conjugates of $B$, and as $\gamma \to 1$ it tends to their plain average, which commutes with $P$."
     ),
     steps=(
@@ -264,7 +270,7 @@ stein = Proof(
             Entailment(sp.Eq(M, 0), given=(sp.Eq(M, gamma * M), M >= 0)),
         ),
         Step(r"Times $1-\gamma$, the entry is a weighted mean.", Identity((1 - gamma) * _stein(0), _mean)),
-        Step(r"At $\gamma = 1$ all weights are equal.", Identity(_mean.subs(gamma, 1), sum(entries) / 4)),
+        Step(r"At $\gamma = 1$ all weights are equal.", Identity(sp.Subs(_mean, gamma, 1), sum(entries) / 4)),
         Step(
             "The same for whole matrices of fractions: three permutations of five states.",
             Instances(r"X = B + \gamma PXP^{-1}, \qquad \gamma = \tfrac35", _stein_matrices),
@@ -330,12 +336,18 @@ counterexamples = Proof(
     label="ch03-counterexamples",
     title="The min form is not enough",
     hypotheses=(e0 <= 1, gamma < 1, Gamma < gamma),
+    setting=(
+        r"The escape probability starts at $e_0$, the learning rate is the tuned one of Theorem 4.5, "
+        r"$\alpha = (1-\gamma)e_0/b$, and $\Gamma$ stands for $\gamma^L$."
+    ),
     statement=(
-        r"In each of four cases with $e_0 = \frac12$ and the tuned learning rate $\alpha = (1-\gamma)e_0/b$ of "
-        r"Theorem 4.5, the first $n = T + 1$ with $T > \min\left(\frac{\ln(\delta(1-\gamma))}{\ln\gamma}, "
-        r"\mathrm{ord}(P)\right) - 1$ leaves $e_n > \delta$. More generally, if $P$ moves $r$ and only $d_0$ is not zero, "
-        r"then at that learning rate $e_n$ falls towards $e_0\frac{\gamma-\gamma^L}{1-\gamma^L} > 0$, and no number of "
-        r"updates reaches a $\delta$ at or below that. Here $\Gamma$ stands for $\gamma^L$."
+        r"In each of four cases with $e_0 = \frac12$ the first $n = T + 1$ with"
+        "\n\n"
+        r"$$T > \min\left(\frac{\ln(\delta(1-\gamma))}{\ln\gamma}, \mathrm{ord}(P)\right) - 1$$"
+        "\n\n"
+        r"leaves $e_n > \delta$. More generally, if $P$ moves $r$ and only $d_0$ is not zero, "
+        r"then $e_n$ falls towards $e_0\frac{\gamma-\gamma^L}{1-\gamma^L} > 0$, and no number of "
+        r"updates reaches a $\delta$ at or below that."
     ),
     steps=(
         Step(
@@ -367,7 +379,7 @@ counterexamples = Proof(
         ),
         Step("What is left is positive.", Entailment(_limit_tuned > 0)),
         Step(
-            r"For a bias on the diagonal alone, with clipping at one, the harmonic floor of chapter 2 settles it for "
+            r"For a bias on the diagonal alone, with clipping at one, the harmonic floor ({prf:ref}`ch02-harmonic`) settles it for "
             r"every learning rate: after $o = \mathrm{ord}(P) + 1$ updates it is above every small $\delta$.",
             Entailment(e0 / (1 + e0 * o) > delta, given=(delta * (1 / e0 + o) < 1,)),
         ),
@@ -411,12 +423,18 @@ corrected = Proof(
     label="ch03-corrected",
     title="The corrected proposition",
     hypotheses=(e0 <= 1, delta < e0, *_cycle),
+    setting=(
+        r"The escape probability starts at $e_0$, and $\delta$ is tolerated. The pushes $d_k$ on the orbit are not negative, "
+        r"$D_s$ are their discounted sums, $D_L > 0$, and each push takes as much beside the diagonal as it adds on it, "
+        r"stopping at zero. $G$ stands for $\gamma^{mL}$ and $\Gamma$ for $\gamma^L$."
+    ),
     statement=(
-        r"Let $d_k \ge 0$ on the orbit, $D_L > 0$, and let each push take as much beside the diagonal as it adds on it, "
-        r"stopping at zero. Then $e_n \le \delta$ for some $n$ if and only if $\alpha > (1-\gamma^L)(e_0-\delta)/D_L$, "
-        r"strictly. $n_{\min}$ is the least $n = mL + s$ with $D_L\frac{1-\gamma^{mL}}{1-\gamma^L} + \gamma^{mL}D_s \ge "
-        r"(e_0-\delta)/\alpha$, and from there on $e_n \le \delta$. It is at most $L$ if and only if "
-        r"$\alpha \ge (e_0-\delta)/D_L$. Here $G$ stands for $\gamma^{mL}$ and $\Gamma$ for $\gamma^L$."
+        r"Then $e_n \le \delta$ for some $n$ if and only if $\alpha > (1-\gamma^L)(e_0-\delta)/D_L$, "
+        r"strictly. The least such $n = mL + s$, $n_{\min}$, is the first with"
+        "\n\n"
+        r"$$D_L\frac{1-\gamma^{mL}}{1-\gamma^L} + \gamma^{mL}D_s \ge \frac{e_0-\delta}{\alpha},$$"
+        "\n\n"
+        r"and from there on $e_n \le \delta$. It is at most $L$ if and only if $\alpha \ge (e_0-\delta)/D_L$."
     ),
     steps=(
         Step(
@@ -518,8 +536,13 @@ penalty = Proof(
     label="ch03-order",
     title="What a long orbit costs",
     hypotheses=(e0 <= 1, *_cycle),
+    setting=(
+        r"The escape probability starts at $e_0$, the pushes are as in {prf:ref}`ch03-corrected`, with discounted sums $D_s$, "
+        r"and the learning rate is tuned to the cycle, $\alpha_c = (1-\gamma^L)e_0/D_L$. $G$ stands for $\gamma^{mL}$ and "
+        r"$\Gamma$ for $\gamma^L$."
+    ),
     statement=(
-        r"With the learning rate tuned to the cycle, $\alpha_c = (1-\gamma^L)e_0/D_L$, the escape probability after whole "
+        r"The escape probability after whole "
         r"cycles is $e_{mL} = e_0\gamma^{mL}$, and between them $e_0\gamma^{(m+1)L} \le e_n \le e_0\gamma^{mL}$. So "
         r"$n = L\left\lceil\frac{\ln(\delta/e_0)}{L\ln\gamma}\right\rceil$ updates are enough, at most $L - 1$ more than "
         r"a tuned constant bias needs. A state that is pushed last in its cycle needs all of them. In terms of the "
@@ -527,7 +550,7 @@ penalty = Proof(
         r"has a min."
     ),
     steps=(
-        Step("After whole cycles the law is that of the constant bias.", Identity(_tuned.subs(Ds, 0), e0 * G)),
+        Step("After whole cycles the law is that of the constant bias.", Identity(sp.Subs(_tuned, Ds, 0), e0 * G)),
         Step(
             "In between, the escape probability lies between the ends of its cycle.",
             Entailment(sp.And(_tuned >= e0 * Gamma * G, _tuned <= e0 * G)),
@@ -586,11 +609,17 @@ rescue = Proof(
     label="ch03-rescue",
     title="The min form rescued",
     hypotheses=(e0 <= 1, gamma < 1),
+    setting=(
+        r"The escape probability starts at $e_0$, the discount is $\gamma$, the pushes are as in {prf:ref}`ch03-corrected`, the "
+        r"first of them is the largest, $d_0 = \max_k d_k$, and the learning rate is large, $\alpha \ge e_0/D_L$."
+    ),
     statement=(
-        r"Under the assumptions of the corrected proposition let also $d_0 = \max_k d_k$, and let the learning rate be "
-        r"large, $\alpha \ge e_0/D_L$. Then $e_n \le \delta$ for every $n \ge \min\left(\frac{\ln(\delta(1-\gamma))}"
-        r"{\ln\gamma}, L\right)$. Here $g$ stands for $\gamma^n$, and $R_n = D_L - D_n$ for what the first cycle still "
-        r"has to give after $n$ updates."
+        r"Then $e_n \le \delta$ for every"
+        "\n\n"
+        r"$$n \ge \min\left(\frac{\ln(\delta(1-\gamma))}{\ln\gamma}, L\right).$$"
+        "\n\n"
+        r"In the proof $g$ stands for $\gamma^n$, and $R_n = D_L - D_n$ for what the first cycle still has to give after $n$ "
+        r"updates."
     ),
     steps=(
         Step(
@@ -685,9 +714,12 @@ coverage = Proof(
     label="ch03-coverage",
     title="What a cyclic bias buys for the whole orbit",
     hypotheses=(gamma < 1,),
+    setting=(
+        r"Only $d_0 = b$ is not zero, all states of the orbit start from the same $e_0$, the discount is $\gamma$, and "
+        r"$\beta = \alpha b/(1-\gamma)$ is the total."
+    ),
     statement=(
-        r"Let only $d_0 = b$ be not zero, all states of the orbit start from the same $e_0$, and $\beta = \alpha b/(1-\gamma)$ be "
-        r"the total. The state $\pi^jr$ gets $\alpha b\gamma^j(1-\gamma^{Lv})/(1-\gamma^L)$ in its first $v$ pushes, "
+        r"The state $\pi^jr$ gets $\alpha b\gamma^j(1-\gamma^{Lv})/(1-\gamma^L)$ in its first $v$ pushes, "
         r"the last state least: in the limit $\varphi\beta/L$ with $\varphi = L\gamma^{L-1}(1-\gamma)/(1-\gamma^L)$ and "
         r"$\gamma^{L-1} \le \varphi \le 1$. A constant bias at one position gives the others nothing. No schedule with the "
         r"same total gives every state more than $\beta/L$, and a constant bias spread evenly gives each exactly that. "
@@ -699,9 +731,9 @@ coverage = Proof(
             Identity(_pushes(v) + gamma ** (j + L * v), _pushes(v + 1)),
         ),
         Step(
-            r"The last state's limit, over an even share of the total.",
+            r"The last state's limit $x$, over an even share of the total, in units of $\alpha b$.",
             Identity(
-                gamma ** (L - 1) / (1 - gamma**L) / (1 / (1 - gamma) / L),
+                sp.Subs(x * L * (1 - gamma), x, gamma ** (L - 1) / (1 - gamma**L)),
                 L * gamma ** (L - 1) * (1 - gamma) / (1 - gamma**L),
             ),
         ),

@@ -138,9 +138,12 @@ chain = Proof(
     label="ch01-depth-chain",
     title="Completion and leak",
     hypotheses=(s <= 1, F <= 1),
+    setting=(
+        r"After a harmful prefix, position $i$ holds a harmful token with probability $s_i = 1 - \rho_i$; $s$ is one of "
+        r"these, and $F$ the probability that some prefix is completed."
+    ),
     statement=(
-        r"Let $s_i = 1 - \rho_i$ be the probability of a harmful token at position $i$ after a harmful prefix. A prefix "
-        r"of $k$ tokens is completed with probability $F_k = \prod_{i>k} s_i$, and is followed by "
+        r"A prefix of $k$ tokens is completed with probability $F_k = \prod_{i>k} s_i$, and is followed by "
         r"$A_k = \sum_{i>k}\prod_{j=k+1}^{i} s_j$ further harmful tokens on average. $F_k$ does not fall in $k$."
     ),
     steps=(
@@ -153,7 +156,7 @@ chain = Proof(
         Step("The last one completes the answer: $F_0, \\dots, F_3$.", MatrixIdentity(fundamental, at_end, completed)),
         Step(
             "Any number of positions: look one token ahead.",
-            Identity(sp.expand(s1 * (1 + tokens[1])), tokens[0]),
+            Identity(s1 * (1 + tokens[1]), tokens[0]),
         ),
         Step("A longer prefix is completed no less often.", Entailment(s * F <= F)),
     ),
@@ -177,9 +180,12 @@ one_hot = Proof(
     label="ch01-one-position",
     title="One trained position D gives safety depth D - 1",
     hypotheses=(r <= 1, s <= 1, S <= 1, epsilon < 1),
+    setting=(
+        r"Of $K$ positions $D$ alone refuses with probability $\rho^{*}$ and every other with $\rho_0 = 1 - s$; $S$ stands "
+        r"for $s^{K-D}$, and $\varepsilon$ is the probability of completion that is tolerated."
+    ),
     statement=(
-        r"Let position $D$ alone refuse with probability $\rho^*$ and every other with $\rho_0 = 1 - s$; $S$ stands for "
-        r"$s^{K-D}$. If $S > \varepsilon \ge (1-\rho^*)S$, the longest harmful prefix that is completed with probability "
+        r"If $S > \varepsilon \ge (1-\rho^*)S$, the longest harmful prefix that is completed with probability "
         r"at most $\varepsilon$ has $D - 1$ tokens. In particular a refusal trained at the first position alone has "
         r"safety depth 0."
     ),
@@ -224,15 +230,17 @@ even = Proof(
     hypotheses=(),
     statement=(
         r"Let positions 1 to $L$ refuse with probability $\rho$ and the rest with $\rho_0 = 1 - s$; let "
-        r"$E = \ln(1/\varepsilon)$. If the untrained positions alone do not suffice, $(K-L)\ln\frac1s < E$, then "
-        r"$D_\varepsilon = \left\lfloor L - \frac{E-(K-L)\ln(1/s)}{\ln(1/(1-\rho))} \right\rfloor$, and a negative "
-        r"value means that even no prefix is too much."
+        r"$E = \ln(1/\varepsilon)$. If the untrained positions alone do not suffice, $(K-L)\ln\frac1s < E$, then"
+        "\n\n"
+        r"$$D_\varepsilon = \left\lfloor L - \frac{E-(K-L)\ln(1/s)}{\ln(1/(1-\rho))} \right\rfloor,$$"
+        "\n\n"
+        r"and a negative value means that even no prefix is too much."
     ),
     steps=(
         Step(
             r"At the real number inside the brackets, $-\ln F_k = (L-k)\ln\frac{1}{1-\rho} + (K-L)\ln\frac1s$ is exactly "
             r"$E$; and $F_k$ rises with $k$.",
-            Identity((L - real_depth) * sp.log(1 / (1 - rho)) + (K - L) * sp.log(1 / s), E),
+            Identity(sp.Subs((L - k) * sp.log(1 / (1 - rho)) + (K - L) * sp.log(1 / s), k, real_depth), E),
         ),
         Step("With the brackets, against multiplying fractions.", Instances(r"D_\varepsilon = \lfloor \cdot \rfloor", _uniform_depths)),
     ),
@@ -248,11 +256,13 @@ worst_leak = Proof(
     label="ch01-worst-leak",
     title="Coverage bounds the leak, one position cannot",
     hypotheses=(m <= 1, s <= 1, D >= 1, D <= K),
+    setting=(
+        r"Of $K$ positions the untrained ones refuse with probability $1-s$; $m$ is a probability, and $D$ one position."
+    ),
     statement=(
         r"If no position refuses with a probability below $m$, no harmful prefix is followed by more than $(1-m)/m$ "
         r"harmful tokens on average. If one position $D$ alone is trained, however well, some prefix is followed by at "
-        r"least $g(\lceil (K-1)/2\rceil)$ of them, where $g(j) = s + s^2 + \dots + s^j$ and $1 - s$ is the untrained "
-        r"probability."
+        r"least $g(\lceil (K-1)/2\rceil)$ of them, where $g(j) = s + s^2 + \dots + s^j$."
     ),
     steps=(
         Step(
@@ -280,9 +290,12 @@ leaky = Proof(
     label="ch01-leaky",
     title="A refusal that leaks forgets how it began",
     hypotheses=(rho <= 1, lam <= 1, rho + lam < 2),
+    setting=(
+        r"A harmful token turns to refusal with probability $\rho$ and a refusing one to harm with probability $\lambda$; "
+        r"$\mu = 1-\rho-\lambda$, $\pi = \rho/(\rho+\lambda)$, and $X$ stands for $\mu^n$."
+    ),
     statement=(
-        r"Let a harmful token turn to refusal with probability $\rho$ and a refusing one to harm with probability "
-        r"$\lambda$; $\mu = 1-\rho-\lambda$, $\pi = \rho/(\rho+\lambda)$, and $X$ stands for $\mu^n$. After $n$ more "
+        r"After $n$ more "
         r"tokens the response is in refusal with probability $\pi(1-\mu^n)$ from a harmful token and "
         r"$\pi + (1-\pi)\mu^n$ from a refusing one. Both tend to $\pi$: in a long response the risk is "
         r"$\lambda/(\rho+\lambda)$, whatever the depth."

@@ -21,7 +21,7 @@ from safetylib.proofs.core import Entailment, Identity, Instances, Mutation, Pro
 SOURCE = "Proposition 4.11 (as summarised)"
 
 p, q, W, m, epsilon, E, k = sp.symbols("p q W m epsilon E k", positive=True)
-x, y, r, h, s, c = sp.symbols("x y r h s c", positive=True)
+x, y, r, h, s, c, t = sp.symbols("x y r h s c t", positive=True)
 u, v, S, I, R = sp.symbols("u v S I R", real=True)
 half = sp.Rational(1, 2)
 
@@ -118,10 +118,12 @@ union = Proof(
     label="ch04-union",
     title="The union bound, and which union it belongs to",
     hypotheses=(p <= 1, epsilon < 1),
+    setting=(
+        r"An ensemble of $W$ members is unsafe as soon as *any* member is harmful, each member is harmful with probability "
+        r"$p$, and a risk of $\varepsilon$ is tolerated."
+    ),
     statement=(
-        r"Let the ensemble be unsafe as soon as *any* member is harmful, and each member be harmful with probability "
-        r"$p$. Its "
-        r"risk is at most $Wp$ under every joint law, and for $Wp \le 1$ some law attains it. So the risk is at most "
+        r"Its risk is at most $Wp$ under every joint law, and for $Wp \le 1$ some law attains it. So the risk is at most "
         r"$\varepsilon$ whatever the dependence if and only if $p \le \varepsilon/W$. Independent members may have "
         r"$p \le 1-(1-\varepsilon)^{1/W}$, which is no less than $\varepsilon/W$ and less than $\varepsilon$ for $W > "
         r"1$: "
@@ -141,7 +143,7 @@ union = Proof(
         Step(r"Hence the requirement, exactly.", Entailment(sp.Equivalent(W * p <= epsilon, p <= epsilon / W))),
         Step(
             r"Independent members: solve $1-(1-p)^W = \varepsilon$. Here $q = 1-\varepsilon$.",
-            Identity(1 - (1 - (1 - q ** (1 / W))) ** W, 1 - q),
+            Identity(sp.Subs(1 - (1 - p) ** W, p, 1 - q ** (1 / W)), 1 - q),
         ),
         Step(
             r"That is no stricter than the union bound: with $x = (1-\varepsilon)^{1/W}$, $1-x^W \le W(1-x)$, by "
@@ -170,13 +172,17 @@ any_refusal = Proof(
     label="ch04-any-refusal",
     title="The other union: one refusal is enough",
     hypotheses=(epsilon < 1,),
+    setting=(
+        r"An ensemble of $W$ members is safe as soon as *any* member refuses, each member is harmful with probability $p$, "
+        r"and a risk of $\varepsilon$ is tolerated."
+    ),
     statement=(
-        r"Let the ensemble be safe as soon as *any* member refuses. With independent members its risk is $p^W$, so "
+        r"With independent members its risk is $p^W$, so "
         r"$p \le \varepsilon^{1/W}$ is required, which relaxes with width. With identical members the risk is $p$: "
         r"under an arbitrary joint law only $p \le \varepsilon$ is safe, and width buys nothing."
     ),
     steps=(
-        Step(r"Solve $p^W = \varepsilon$.", Identity((epsilon ** (1 / W)) ** W, epsilon)),
+        Step(r"Solve $p^W = \varepsilon$.", Identity(sp.Subs(p**W, p, epsilon ** (1 / W)), epsilon)),
         Step(
             r"The requirement relaxes: $x = \varepsilon^{1/W}$ is above $x^W = \varepsilon$, by induction, where $y$ "
             r"stands for $x^k$.",
@@ -202,9 +208,12 @@ any_joint = Proof(
     label="ch04-any-joint",
     title="What the members' risks alone allow",
     hypotheses=(m >= 1, m <= W, p <= 1),
+    setting=r"Of $W$ members $S$ are harmful, with mean risk $p$, so that $\mathbb E S = Wp$; $m$ is a quorum.",
     statement=(
-        r"Let $S$ of $W$ members be harmful, with mean risk $p$, so that $\mathbb E S = Wp$. Under every joint law, "
-        r"$\max\left(0, \frac{Wp-m+1}{W-m+1}\right) \le P(S \ge m) \le \min\left(1, \frac{Wp}{m}\right)$, "
+        r"Under every joint law"
+        "\n\n"
+        r"$$\max\left(0, \frac{Wp-m+1}{W-m+1}\right) \le P(S \ge m) \le \min\left(1, \frac{Wp}{m}\right),$$"
+        "\n\n"
         r"and both ends are attained. $I$ stands for the indicator of $S \ge m$, and $R$ for its mean."
     ),
     steps=(
@@ -326,17 +335,23 @@ majority_bounds = Proof(
     label="ch04-majority-bounds",
     title="Three answers for a majority, one sharper than the next",
     hypotheses=(p <= half,),
+    setting=(
+        r"Each of $W$ independent members is harmful with probability $p$; $q$ stands for $1-p$, and "
+        r"$\mathrm{KL}(\tfrac12\|p)$ for $\tfrac12\ln\tfrac1{2p} + \tfrac12\ln\tfrac1{2q}$."
+    ),
     statement=(
-        r"With independent members and $p \le 1/2$, the risk of a majority, whether ties are safe or not, is at most "
-        r"$e^{-W\,\mathrm{KL}(1/2\|p)} = (4p(1-p))^{W/2}$, and this is at most Hoeffding's $e^{-2W(1/2-p)^2}$. Here "
-        r"$\mathrm{KL}(\tfrac12\|p) = \tfrac12\ln\tfrac1{2p} + \tfrac12\ln\tfrac1{2(1-p)}$ and $q$ stands for $1-p$."
+        r"The risk of a majority, whether ties are safe or not, is at most"
+        "\n\n"
+        r"$$e^{-W\,\mathrm{KL}(1/2\|p)} = (4p(1-p))^{W/2},$$"
+        "\n\n"
+        r"and this is at most Hoeffding's $e^{-2W(1/2-p)^2}$."
     ),
     steps=(
         Step(
             r"Chernoff: where $S \ge W/2$, $t^{S-W/2} \ge 1$ for $t = q/p \ge 1$. A member's factor in the mean of "
             r"$t^S$ is "
             r"$q + pt$; squared and divided by $t$ it is $4pq$ (using $q + p = 1$ in $q + pt = 2q$).",
-            Identity((2 * q) ** 2 / (q / p), 4 * p * q),
+            Identity(sp.Subs((2 * q) ** 2 / t, t, q / p), 4 * p * q),
         ),
         Step(r"This is the divergence in the exponent.", Identity(-2 * divergence, sp.log(4) + sp.log(p) + sp.log(q))),
         Step(
@@ -347,7 +362,7 @@ majority_bounds = Proof(
             r"Now against Hoeffding. The difference of the exponents, $\mathrm{KL}(\tfrac12\|p) - 2(\tfrac12-p)^2$, is "
             r"0 at "
             r"$p = 1/2$ and has this slope:",
-            Identity(sp.diff(excess, p), slope),
+            Identity(sp.Derivative(excess, p), slope),
         ),
         Step(
             r"The slope is not positive, so to the left of $1/2$ the difference is not negative.",
@@ -368,9 +383,12 @@ majority_required = Proof(
     label="ch04-majority-required",
     title="What a majority requires of its members",
     hypotheses=(epsilon < 1, p <= half),
+    setting=(
+        r"Each of $W$ independent members is harmful with probability $p$, a risk of $\varepsilon$ is tolerated, and "
+        r"$E = \ln(1/\varepsilon)$."
+    ),
     statement=(
-        r"Let members be independent and $E = \ln(1/\varepsilon)$. A majority, whether ties are safe or not, has a "
-        r"risk of at "
+        r"A majority, whether ties are safe or not, has a risk of at "
         r"most $\varepsilon$ if $p \le \frac12\left(1-\sqrt{1-\varepsilon^{2/W}}\right)$, a bound that is positive for "
         r"every $W$. It is also enough that $p \le \frac12 - \sqrt{E/(2W)}$, the condition of Proposition 4.11; but no "
         r"$p > 0$ meets that one if and only if $W \le 2\ln(1/\varepsilon)$."
@@ -415,14 +433,14 @@ shared_cause = Proof(
     label="ch04-shared-cause",
     title="A shared cause puts a floor under every vote",
     hypotheses=(p <= 1, c <= 1, v >= 0, v <= 1),
+    setting=(
+        r"With probability $c$ one coin decides for all members alike, and otherwise each tosses its own; every coin is "
+        r"harmful with probability $p$, and $v$ is the risk of a voting rule with independent coins."
+    ),
     statement=(
-        r"With probability $c$ let one coin decide for all members alike, and otherwise let each toss its own; every "
-        r"coin "
-        r"is harmful with probability $p$. Then each member is harmful with probability $p$, two members are "
+        r"Then each member is harmful with probability $p$, two members are "
         r"correlated by exactly $c$, and the risk of *every* voting rule at *every* width is at least $cp$. So "
-        r"$p \le \varepsilon/c$ is necessary, however wide the ensemble. Here $v$ is the rule's risk with independent "
-        r"coins, "
-        r"and the risk given the shared coin is $p$."
+        r"$p \le \varepsilon/c$ is necessary, however wide the ensemble."
     ),
     steps=(
         Step(

@@ -20,7 +20,7 @@ from safetylib.proofs.core import Entailment, Identity, Instances, Mutation, Pro
 
 SOURCE = "Markov chain equivalence (as summarised)"
 
-V, M, p, q, s, x, y, X = sp.symbols("V M p q s x y X", positive=True)
+V, N, M, p, q, s, x, y, X = sp.symbols("V N M p q s x y X", positive=True)
 K = sp.Symbol("K", integer=True, positive=True)
 
 # --- exact rationals --------------------------------------------------------------------------------------------------
@@ -208,13 +208,13 @@ count = Proof(
     label="ch01-count",
     title="How many states a language model has",
     hypotheses=(V > 1, X >= V),
+    setting=r"A model has a vocabulary of $V$ tokens and a context window of $K$; $X$ stands for $V^K$.",
     statement=(
-        r"With a vocabulary of $V$ tokens and a context window of $K$, the windows of one to $K$ tokens number "
-        r"$N = V(V^K-1)/(V-1)$. Here $X$ stands for $V^K$, and $V^K \le N \le V^K\cdot\frac{V}{V-1}$. A row of the "
-        r"transition matrix has at most $V$ entries, so at most the share $(V-1)/(V^K-1)$ of the matrix is not zero."
+        r"The windows of one to $K$ tokens number $N = V(V^K-1)/(V-1)$, and $V^K \le N \le V^K\cdot\frac{V}{V-1}$. A row "
+        r"of the transition matrix has at most $V$ entries, so at most the share $(V-1)/(V^K-1)$ of the matrix is not zero."
     ),
     steps=(
-        Step("A window of one token: $V$ states.", Identity(_number(1), V)),
+        Step("A window of one token: $V$ states.", Identity(sp.Subs(_number(K), K, 1), V)),
         Step(
             "One more token of context adds all windows of that length.",
             Identity(_number(K) + V ** (K + 1), _number(K + 1)),
@@ -224,7 +224,10 @@ count = Proof(
             "Almost all windows are full ones.",
             Entailment(sp.And(V * (X - 1) / (V - 1) >= X, V * (X - 1) / (V - 1) <= X * V / (V - 1))),
         ),
-        Step("The share of entries that can be different from zero.", Identity(V / _number(K), (V - 1) / (V**K - 1))),
+        Step(
+            "The share of entries that can be different from zero.",
+            Identity(sp.Subs(V / N, N, _number(K)), (V - 1) / (V**K - 1)),
+        ),
     ),
     mutations=(
         Mutation("one more token of context adds no longer windows", Identity(_number(K) + V**K, _number(K + 1))),
@@ -240,10 +243,13 @@ never_absorbing = Proof(
     label="ch01-never-absorbing",
     title="Under a softmax of finite logits nothing absorbs",
     hypotheses=(V >= 2, M >= 1, p <= 1),
+    setting=(
+        r"A model has $V$ tokens and a context window of $K$, and no two logits after the same window differ by more than "
+        r"$g$; $M$ stands for $e^g$ and $p$ for $1/(1+(V-1)M)$."
+    ),
     statement=(
-        r"Let no two logits after the same window differ by more than $g$, and let $M = e^g$. Then every next-token "
-        r"probability is at least $p = 1/(1+(V-1)M) > 0$. From any window every full window is reached in exactly $K$ "
-        r"steps with probability at least $p^K$. A set of states that lacks a full window is therefore left: after "
+        r"Then every next-token probability is at least $p > 0$. From any window every full window is reached in exactly "
+        r"$K$ steps with probability at least $p^K$. A set of states that lacks a full window is therefore left: after "
         r"$nK$ steps the chain has stayed in it with probability at most $(1-p^K)^n$. If instead windows that end in "
         r"an end token are made absorbing, the text has not ended after $n$ steps with probability at most $(1-p)^n$."
     ),
@@ -340,9 +346,11 @@ lumping_error = Proof(
     title="What lumping costs",
     hypotheses=(),
     statement=(
-        r"Let $\eta$ be the defect of a lumping, $\tau$ the Dobrushin coefficient of $\hat P$. From any start $\mu$, "
-        r"$\lVert\mu P^nU - \mu U\hat P^n\rVert_1 \le \min\left(n\eta,\ \eta\,\frac{1-\tau^n}{1-\tau}\right)$. The "
-        r"probability of hitting given blocks is predicted with an error of at most $\frac\eta2$ times the expected "
+        r"Let $\eta$ be the defect of a lumping, $\tau$ the Dobrushin coefficient of $\hat P$. From any start $\mu$,"
+        "\n\n"
+        r"$$\lVert\mu P^nU - \mu U\hat P^n\rVert_1 \le \min\left(n\eta,\ \eta\,\frac{1-\tau^n}{1-\tau}\right).$$"
+        "\n\n"
+        r"The probability of hitting given blocks is predicted with an error of at most $\frac\eta2$ times the expected "
         r"number of steps until the chain is absorbed."
     ),
     steps=(
@@ -421,15 +429,18 @@ positions = Proof(
     label="ch01-positions",
     title="One start predicts every law, and no forced prefix",
     hypotheses=(xa <= 1, xb <= 1),
+    setting=(
+        r"At time $t$ a block holds two states $a, b$ with probabilities $m_a, m_b$, from where the chain moves to another "
+        r"block with probabilities $x_a, x_b$."
+    ),
     statement=(
-        r"Let a block hold two states $a, b$ with probabilities $m_a, m_b$ at time $t$, from where it moves to another "
-        r"block with probabilities $x_a, x_b$. The lumped chain built from the conditionals at time $t$ moves with "
+        r"The lumped chain built from the conditionals at time $t$ moves with "
         r"$\hat x = (m_a x_a + m_b x_b)/(m_a+m_b)$. Then the law of the block at time $t+1$ is exact, lumpable or not. "
         r"But if the chain is *set* into $a$, the error is $\frac{m_b}{m_a+m_b}(x_a - x_b)$, which is zero if and only "
         r"if $x_a = x_b$. Nor are events at several times exact."
     ),
     steps=(
-        Step("The mass that moves is the mass that is predicted to move.", Identity((ma + mb) * mean, ma * xa + mb * xb)),
+        Step("The mass that moves is the mass that is predicted to move.", Identity(sp.Subs((ma + mb) * xh, xh, mean), ma * xa + mb * xb)),
         Step("Set into $a$, the chain moves with $x_a$.", Identity(xa - mean, mb / (ma + mb) * (xa - xb))),
         Step("So the prediction is right only where the block is lumpable.",
              Entailment(sp.Equivalent(sp.Eq(mean, xa), sp.Eq(xa, xb)))),

@@ -133,14 +133,14 @@ tangent = Proof(
         r"point where $N = 0$, the tangent $c_t\varphi = (c_tn+c_i)\varphi'$, is the minimum."
     ),
     steps=(
-        Step("The derivative of the quotient.", Identity(sp.diff(spent / phi, n) * phi**2, numerator)),
-        Step("The derivative of its numerator.", Identity(sp.diff(numerator, n), -spent * sp.diff(phi, n, 2))),
-        Step(r"Geometric training: $\varphi$ is linear.", Identity(sp.diff(geometric, n, 2), sp.Integer(0))),
+        Step("The derivative of the quotient.", Identity(sp.Derivative(spent / phi, n) * phi**2, numerator)),
+        Step("The derivative of its numerator.", Identity(sp.Derivative(numerator, n), -spent * sp.diff(phi, n, 2))),
+        Step(r"Geometric training: $\varphi$ is linear.", Identity(sp.Derivative(geometric, (n, 2)), sp.Integer(0))),
         Step(
             r"Training that levels off at $p_\infty$ (a learning rate below the tuned one): concave. Here "
             r"$p = p_\infty + Ae^{-sn}$.",
             Identity(
-                sp.diff(levelling, n, 2),
+                sp.Derivative(levelling, (n, 2)),
                 -(s**2) * A * pinf * sp.exp(-s * n) / (pinf + A * sp.exp(-s * n)) ** 2,
             ),
         ),
@@ -148,13 +148,13 @@ tangent = Proof(
             r"Training that overshoots (a learning rate above the tuned one), as long as the risk is positive: convex. Here "
             r"$p = Ae^{-sn} - q$.",
             Identity(
-                sp.diff(overshooting, n, 2),
+                sp.Derivative(overshooting, (n, 2)),
                 s**2 * A * below * sp.exp(-s * n) / (A * sp.exp(-s * n) - below) ** 2,
             ),
         ),
         Step(
             r"Training that slows down harmonically (gradient descent on the cross-entropy): concave.",
-            Identity(sp.diff(harmonic, n, 2), -(eta**2) / (1 + eta * n) ** 2),
+            Identity(sp.Derivative(harmonic, (n, 2)), -(eta**2) / (1 + eta * n) ** 2),
         ),
     ),
     mutations=(
@@ -192,9 +192,12 @@ cross_entropy = Proof(
         ),
         Step(
             r"Stationary where $\ln(u/p_0) = 1 + k/u$; here $y$ is $u$.",
-            Identity(sp.diff((y + k) / sp.log(y / p0), y) * sp.log(y / p0) ** 2, sp.log(y / p0) - (1 + k / y)),
+            Identity(sp.Derivative((y + k) / sp.log(y / p0), y) * sp.log(y / p0) ** 2, sp.log(y / p0) - (1 + k / y)),
         ),
-        Step(r"At $u = k/w$ both sides are $1 + w$.", Identity(sp.log(ratio / start), 1 + k / ratio)),
+        Step(
+            r"At $u = k/w$ both sides are $1 + w$: their difference vanishes.",
+            Identity(sp.Subs(sp.log(y / p0) - (1 + k / y), (y, p0), (ratio, start)), sp.Integer(0)),
+        ),
     ),
     mutations=(
         Mutation("the other sign", Identity(sp.log(ratio / start), 1 - k / ratio)),
@@ -212,19 +215,20 @@ majority_ends = Proof(
     label="ch05-majority",
     title="A majority has no optimum inside either",
     hypotheses=(p < 1,),
+    setting=r"Every member is trained to the risk $p = p_0\gamma^n$, below one half, and a majority decides.",
     statement=(
-        r"Every member is trained, $p = p_0\gamma^n < \frac12$, and a majority decides. By Chernoff's bound "
+        r"By Chernoff's bound "
         r"$W = 2E/L(n)$ members are enough, $L = \ln\frac{1}{4p(1-p)}$. Since $L'' = s^2p/(1-p)^2 > 0$, "
         r"{prf:ref}`ch05-tangent` puts the least cost at an end. Untrained, $W_0 = 2E/L(0)$; against one deep member "
         r"with $p = \varepsilon$ this pays, as $\varepsilon \to 0$, if and only if $c_i/c_t < L(0)/(2s)$."
     ),
     steps=(
-        Step(r"The exponent is convex.", Identity(sp.diff(sharp, n, 2), s**2 * risk / (1 - risk) ** 2)),
+        Step(r"The exponent is convex.", Identity(sp.Derivative(sharp, (n, 2)), s**2 * risk / (1 - risk) ** 2)),
         Step("Strictly.", Entailment(s**2 * p / (1 - p) ** 2 > 0)),
         Step(
             r"So the derivative of the cost, $N$ above, falls: a stationary point is a maximum. Here $V = L''$, $y = "
             r"c_tn + c_i$.",
-            Entailment(-y * V < 0),
+            Entailment(sp.Lt(-y * V, 0, evaluate=False)),
         ),
         Step(
             r"The ends, for large $E$: $c_i\,2E/L(0)$ against $c_tE/s$. Here $V = L(0)$.",
@@ -262,7 +266,7 @@ hoeffding = Proof(
     steps=(
         Step(
             r"Where the cost is stationary.",
-            Identity(sp.diff((n + c) / room**2, n) * room**3, half - p0 * sp.exp(-s * n) * (1 + 2 * s * (n + c))),
+            Identity(sp.Derivative((n + c) / room**2, n) * room**3, half - p0 * sp.exp(-s * n) * (1 + 2 * s * (n + c))),
         ),
         Step(
             r"With $y = 1 + 2s(n+c)$ this is $-\frac y2e^{-y/2} = -\frac{e^{-1/2-sc}}{4p_0}$, which Lambert's function "
@@ -273,7 +277,7 @@ hoeffding = Proof(
         Step(
             r"The derivative rises there if and only if $y > 2$: that is the branch $W_{-1}$. Here $p$ is the risk at "
             r"$n$.",
-            Identity(sp.diff(half - risk * (1 + 2 * s * (n + c)), n), s * risk * ((1 + 2 * s * (n + c)) - 2)),
+            Identity(sp.Derivative(half - risk * (1 + 2 * s * (n + c)), n), s * risk * ((1 + 2 * s * (n + c)) - 2)),
         ),
         Step(
             r"Hoeffding's exponent per member, $2(\frac12-p)^2$, stays below one half.",
@@ -319,7 +323,7 @@ trained_once = Proof(
         ),
         Step(
             "which is attained there.",
-            Identity((c_t * E / (s * W) + c_i * W).subs(E, s * c_i * W**2 / c_t), 2 * c_i * W),
+            Identity(sp.Subs(c_t * E / (s * W) + c_i * W, E, s * c_i * W**2 / c_t), 2 * c_i * W),
         ),
         Step(
             r"A budget: the exponent $W(a+sn)$ at the stated point.",
@@ -351,12 +355,14 @@ depth_floor = Proof(
     label="ch05-floor",
     title="A depth that no width replaces",
     hypotheses=(rho <= 1, G <= 1, W >= 1),
+    setting=(
+        r"The failures of any two of $W$ members are correlated by $\rho$ through a shared cause "
+        r"({prf:ref}`ch04-shared-cause`), so that every vote has a risk of at least $\rho p$; $G$ stands for $\gamma^n$."
+    ),
     statement=(
-        r"Let two members' failures be correlated by $\rho$ through a shared cause ({prf:ref}`ch04-shared-cause`), so "
-        r"that every vote has "
-        r"a risk of at least $\rho p$. Then $p_0\gamma^n \le \varepsilon/\rho$ is necessary, that is "
-        r"$n \ge \ln(\rho p_0/\varepsilon)/s$, whatever the rule and the width. Here $G$ is $\gamma^n$ and $x$ the "
-        r"ensemble's risk."
+        r"Then $p_0\gamma^n \le \varepsilon/\rho$ is necessary, that is "
+        r"$n \ge \ln(\rho p_0/\varepsilon)/s$, whatever the rule and the width. Here $x$ is the ensemble's "
+        r"risk."
     ),
     steps=(
         Step(
@@ -364,13 +370,13 @@ depth_floor = Proof(
             Entailment(G <= eps / (rho * p0), given=(x >= rho * p0 * G, x <= eps)),
         ),
         Step(
-            "In updates.",
-            Identity(sp.log(rho * p0 / (rho * p0 * sp.exp(-s * n))) / s, n),
+            r"In updates, where $\varepsilon = \rho p_0\gamma^n$.",
+            Identity(sp.Subs(sp.log(rho * p0 / eps) / s, eps, rho * p0 * sp.exp(-s * n)), n),
         ),
         Step(
             "Without correlation the width can do everything: with one refusal enough and $n = 0$, $W = E/a$ is "
             "finite.",
-            Identity((E / a) * (a + s * 0), E),
+            Identity(sp.Subs(W * (a + s * n), (W, n), (E / a, 0)), E),
         ),
     ),
     mutations=(

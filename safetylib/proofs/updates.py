@@ -144,15 +144,18 @@ closed_form = Proof(
     label="ch02-closed-form",
     title="Closed form of the escape probability",
     hypotheses=(gamma < 1,),
+    setting=(
+        r"Take the additive rule $Q_{t+1} = Q_t + \alpha\gamma^t B$ with the discount $\gamma$, $b = B(r,r) > 0$, and "
+        r"$\kappa = \alpha b/((1-\gamma)e_0)$."
+    ),
     statement=(
-        r"Under the additive rule $Q_{t+1} = Q_t + \alpha\gamma^t B$, with $b = B(r,r) > 0$ and "
-        r"$\kappa = \alpha b/((1-\gamma)e_0)$, the escape probability after $n$ updates is "
+        r"The escape probability after $n$ updates is "
         r"$e_n = e_0\,(1 - \kappa(1-\gamma^n))$. Its limit is $e_\infty = e_0(1-\kappa)$, and $e_n - "
         r"e_\infty$ "
         r"shrinks by the factor $\gamma$ with every update."
     ),
     steps=(
-        Step("Before any update the formula gives $e_0$.", Identity(_additive(0), e0)),
+        Step("Before any update the formula gives $e_0$.", Identity(sp.Subs(_additive(n), n, 0), e0)),
         Step(
             r"Update $n$ subtracts $\alpha b\gamma^n = \kappa(1-\gamma)e_0\gamma^n$, and the formula "
             r"follows it.",
@@ -181,13 +184,17 @@ exact_steps = Proof(
     label="ch02-exact-steps",
     title="The exact number of updates",
     hypotheses=(e0 <= 1, delta < e0, G < 1),
+    setting=(
+        r"Under the additive rule the escape probability starts at $e_0$, and $\delta$ is tolerated; $G$ stands for "
+        r"$\gamma^n$."
+    ),
     statement=(
-        r"Under the additive rule, $e_n \le \delta$ for some $n$ if and only if $\kappa > 1 - \delta/e_0$, "
-        r"that is "
-        r"$\alpha > (1-\gamma)(e_0-\delta)/b$, strictly. Then it holds exactly from "
-        r"$n_{\min} = \left\lceil \ln\!\left(1 - \frac{1-\delta/e_0}{\kappa}\right) / \ln\gamma "
-        r"\right\rceil$ on. "
-        r"Here $G$ stands for $\gamma^n$."
+        r"Then $e_n \le \delta$ for some $n$ if and only if $\kappa > 1 - \delta/e_0$, that is "
+        r"$\alpha > (1-\gamma)(e_0-\delta)/b$, strictly; and if so, exactly from"
+        "\n\n"
+        r"$$n_{\min} = \left\lceil \frac{1}{\ln\gamma} \ln\!\left(1 - \frac{1-\delta/e_0}{\kappa}\right) \right\rceil$$"
+        "\n\n"
+        r"on."
     ),
     steps=(
         Step(
@@ -226,11 +233,18 @@ paper_sufficient = Proof(
     label="ch02-sufficient",
     title="When the paper's number of updates is enough",
     hypotheses=(e0 <= 1, delta < e0, gamma < 1, G <= delta * (1 - gamma)),
+    setting=(
+        r"The additive rule starts at the escape probability $e_0$ with the discount $\gamma$, and $\delta$ is tolerated. "
+        r"$G$ stands for $\gamma^n$, so the paper's condition $n = T + 1 \ge \ln(\delta(1-\gamma))/\ln\gamma$ is the last of "
+        r"the following."
+    ),
     statement=(
-        r"Let $T \ge \frac{\ln(\delta(1-\gamma))}{\ln\gamma} - 1$ and $n = T + 1$, so that "
-        r"$G = \gamma^n \le \delta(1-\gamma)$. If $\kappa = 1$, then $e_n \le \delta$, and even "
-        r"$e_n \le \delta\,e_0(1-\gamma)$. More generally $|e_n| \le \delta$ if "
-        r"$\frac{1-\delta/e_0}{1-\delta(1-\gamma)} \le \kappa \le 1 + \delta/e_0$, and neither end can be "
+        r"If $\kappa = 1$, then $e_n \le \delta$, and even "
+        r"$e_n \le \delta\,e_0(1-\gamma)$. More generally $|e_n| \le \delta$ if"
+        "\n\n"
+        r"$$\frac{1-\delta/e_0}{1-\delta(1-\gamma)} \le \kappa \le 1 + \frac{\delta}{e_0},$$"
+        "\n\n"
+        r"and neither end can be "
         r"moved."
     ),
     steps=(
@@ -238,7 +252,7 @@ paper_sufficient = Proof(
             "What the bound controls is the geometric tail, the discounts not yet spent.",
             Identity(1 / (1 - gamma) - (1 - gamma**n) / (1 - gamma), gamma**n / (1 - gamma)),
         ),
-        Step(r"At $\kappa = 1$ the escape probability is $e_0 G$.", Identity(additive_G.subs(kappa, 1), e0 * G)),
+        Step(r"At $\kappa = 1$ the escape probability is $e_0 G$.", Identity(sp.Subs(additive_G, kappa, 1), e0 * G)),
         Step("That is at most delta, with room to spare.", Entailment(e0 * G <= delta * e0 * (1 - gamma))),
         Step(
             "The bound still works for kappa near one.",
@@ -268,6 +282,9 @@ paper_not_needed = Proof(
     label="ch02-not-necessary",
     title="The paper's number of updates is more than needed, before rounding",
     hypotheses=(e0 <= 1, delta < e0, gamma < 1),
+    setting=(
+        r"The additive rule starts at the escape probability $e_0$ with the discount $\gamma$, and $\delta$ is tolerated."
+    ),
     statement=(
         r"At $\kappa = 1$ the refusal state is $\delta$-absorbing as soon as $\gamma^n \le \delta/e_0$. "
         r"Before rounding, "
@@ -312,8 +329,12 @@ window = Proof(
     label="ch02-window",
     title="Too large a learning rate overshoots",
     hypotheses=(e0 <= 1, delta < e0, G < 1),
+    setting=(
+        r"The additive rule without projection starts at the escape probability $e_0$, and $\delta$ is tolerated; $G$ stands "
+        r"for $\gamma^n$."
+    ),
     statement=(
-        r"Under the additive rule without projection, $|e_n| \le \delta$ for all large $n$ if and only if "
+        r"Then $|e_n| \le \delta$ for all large $n$ if and only if "
         r"$1 - \delta/e_0 < \kappa \le 1 + \delta/e_0$. Beyond that, only a window of $n$ remains, and it "
         r"can be empty."
     ),
@@ -356,10 +377,13 @@ pinned = Proof(
     label="ch02-pinned",
     title="A valid chain pins the learning rate and the bias",
     hypotheses=(e0 <= 1, delta < e0, gamma < 1, *row),
+    setting=(
+        r"In row $r$, $q_h$ and $q_\nu$ are the entries of $Q_0$, and $B_h$ and $B_\nu$ those of $B$, towards harmful and "
+        r"neutral states; $e_0 = 1 - Q_0(r,r)$, $b = B(r,r)$, $\gamma$ is the discount, $\beta = \alpha/(1-\gamma)$, and "
+        r"$\delta$ is tolerated."
+    ),
     statement=(
-        r"Here $q_h, q_\nu$ and $B_h, B_\nu$ are the entries of $Q_0$ and $B$ in row $r$ towards harmful "
-        r"and neutral "
-        r"states, and $\beta = \alpha/(1-\gamma)$. If every $Q_t$ of the additive rule is stochastic, then "
+        r"If every $Q_t$ of the additive rule is stochastic, then "
         r"$\kappa \le 1$, so "
         r"a $\delta$-absorbing refusal confines $\alpha$ to an interval of relative width $\delta/e_0$. At "
         r"$\kappa = 1$ the "
@@ -410,25 +434,29 @@ clip_and_normalise = Proof(
     label="ch02-clip",
     title="One step of clip-and-normalise",
     hypotheses=(e <= 1, R >= 0, R <= e),
+    setting=(
+        r"An update finds the escape probability $e$; the diagonal gains $c$, and the entries beside it lose $R$ after clipping "
+        r"at zero."
+    ),
     statement=(
-        r"Let the diagonal gain $c$ and the entries beside it lose $R$ after clipping at zero. Then the "
-        r"escape probability "
+        r"Then the escape probability "
         r"becomes $e' = (e-R)/(1+c-R)$, which falls in $R$; and if $R \le c$, then $e - c \le e' \le "
-        r"e/(1+c)$. If no entry is clipped at one and $R \le c = \alpha b\gamma^t$ at every update, then after $n$ of them "
-        r"$\max(0, e_0 - \alpha b S_n) \le e_n \le e_0/\prod_{t<n}(1+\alpha b\gamma^t)$."
+        r"e/(1+c)$. If no entry is clipped at one and $R \le c = \alpha b\gamma^t$ at every update, then after $n$ of them"
+        "\n\n"
+        r"$$\max(0, e_0 - \alpha b S_n) \le e_n \le \frac{e_0}{\prod_{t<n}(1+\alpha b\gamma^t)}.$$"
     ),
     steps=(
         Step(r"The row then sums to $1 + c - R$; divide by it.", Identity(1 - (1 - e + c) / (1 + c - R), projected)),
         Step(
             "The more is removed, the less escapes.",
-            Identity(sp.diff(projected, R), -(1 - e + c) / (1 + c - R) ** 2),
+            Identity(sp.Derivative(projected, R), -(1 - e + c) / (1 + c - R) ** 2),
         ),
         Step(
             r"The extremes are $R = c$, where normalising changes nothing, and $R = 0$, where it does all the work.",
             Entailment(sp.And(projected >= e - c, projected <= e / (1 + c)), given=(R <= c,)),
         ),
-        Step("A proportional bias removes what it adds,", Identity(projected.subs(R, c), e - c)),
-        Step("a diagonal one removes nothing: both ends are met.", Identity(projected.subs(R, 0), e / (1 + c))),
+        Step("A proportional bias removes what it adds,", Identity(sp.Subs(projected, R, c), e - c)),
+        Step("a diagonal one removes nothing: both ends are met.", Identity(sp.Subs(projected, R, 0), e / (1 + c))),
         Step(
             r"A lower bound $l$ and an upper bound $u$ are handed on to the next update, as $l - c$ and $u/(1+c)$; no escape is "
             r"negative. By induction over the updates, with $c = \alpha b\gamma^t$, the sums and products of the statement.",
@@ -436,12 +464,6 @@ clip_and_normalise = Proof(
                 sp.And(projected >= lower - c, projected <= upper / (1 + c), projected >= 0),
                 given=(R <= c, e >= lower, e <= upper),
             ),
-        ),
-        Step(
-            r"An update that removes less than it adds leaves strictly more than $e - c$. At the tuned rate $e$ is exactly what "
-            r"is still in store, so from there on the lower bound stays positive: $e_n \to 0$ only if nothing is ever "
-            r"clipped, which takes a proportional bias.",
-            Entailment(projected > e - c, given=(R < c,)),
         ),
     ),
     mutations=(
@@ -452,16 +474,140 @@ clip_and_normalise = Proof(
     source="Algorithm 1 (as reconstructed)",
 )
 
+s, share, surplus, q1, q2, w1, w2 = sp.symbols("s w x q_1 q_2 w_1 w_2", positive=True)
+entry, r1, r2 = sp.symbols("q r_1 r_2", real=True)
+
+
+def _tuned_surpluses() -> Iterator[tuple[str, bool, list[Fraction]]]:
+    """e_n - e_0 gamma^n for sixteen exact updates of clip-and-normalise at the tuned rate, and whether B is proportional."""
+    third, half, quarter = Fraction(1, 3), Fraction(1, 2), Fraction(1, 4)
+    shares = ((third,) * 3, (half, quarter, quarter), (Fraction(1), Fraction(0), Fraction(0)), (Fraction(0), half, half))
+    for start, discount, held, taken in product((half, Fraction(1)), (half, 3 * quarter), shares, shares):
+        entries, gain, store, surpluses = [start * part for part in held], start * (1 - discount), start, []
+        for _ in range(16):
+            left = [max(mass - gain * part, Fraction(0)) for mass, part in zip(entries, taken, strict=True)]
+            total = 1 - sum(entries) + gain + sum(left)
+            entries, gain, store = [mass / total for mass in left], gain * discount, store * discount
+            surpluses.append(sum(entries) - store)
+        case = f"e_0 = {start}, gamma = {discount}, shares {held}, bias {taken}: {float(surpluses[-1]):.3g}"
+        yield case.replace("Fraction", ""), held == taken, surpluses
+
+
+def _only_proportional() -> Iterator[tuple[str, bool]]:
+    for case, proportional, surpluses in _tuned_surpluses():
+        if proportional:
+            yield case, set(surpluses) == {0}
+        else:
+            yield case, surpluses == sorted(surpluses) and 0 <= surpluses[0] and surpluses[-1] > 0
+
+
+tuned_clip = Proof(
+    label="ch02-tuned-clip",
+    title="At the tuned learning rate only a proportional bias survives clipping",
+    hypotheses=(e0 <= 1, gamma < 1, e <= 1, R >= 0, R <= e),
+    setting=(
+        r"Beside the diagonal, row $r$ of $B$ has no positive entry; $w_j = -B(r,j)/b$ are the shares of its columns, "
+        r"$\sum_{j\ne r} w_j = 1$. The escape probability starts at $e_0$, the discount is $\gamma$, and the learning rate is "
+        r"tuned, $\alpha = (1-\gamma)e_0/b$. An update finds the escape probability $e$, adds $c$ to the diagonal, removes $R$ "
+        r"beside it, clips to $[0,1]$ and normalises."
+    ),
+    statement=(
+        r"Then $e_n \to 0$ if and only if the bias is proportional, $w_j = Q_0(r,j)/e_0$ for every $j \ne r$. If it is, no "
+        r"entry is ever clipped and $e_n = e_0\gamma^n$. If it is not, some update clips an entry, and from there on "
+        r"$e_n - e_0\gamma^n$ is positive and never falls."
+    ),
+    steps=(
+        Step(
+            r"Update $t$ adds $c = (1-\gamma)s$ to the diagonal, where $s = e_0\gamma^t$. So $s$ is what all updates from $t$ on "
+            r"add together: it starts at $e_0$, and after the update $\gamma s$ is left of it.",
+            Identity(sp.Subs(s - c, c, (1 - gamma) * s), gamma * s),
+        ),
+        Step(
+            r"**If.** Let every entry $q$ beside the diagonal be $sw$, as at $t = 0$, where $w$ is its column's share. The update "
+            r"takes $cw$ from it, which is no more than there is: nothing is clipped, $R = c$, and $\gamma sw$ is left.",
+            Entailment(
+                sp.And(entry - c * share >= 0, sp.Eq(entry - c * share, gamma * s * share)),
+                given=(sp.Eq(entry, s * share), sp.Eq(c, (1 - gamma) * s)),
+            ),
+        ),
+        Step(
+            r"Normalising then changes nothing, so every entry is $sw$ at each update, and $e_n$, their sum, is $e_0\gamma^n$.",
+            Identity(sp.Subs((entry - c * share) / (1 + c - R), R, c), entry - c * share),
+        ),
+        Step(
+            r"**Only if.** The entries sum to $e_0$ and the shares to one. If they are not proportional, some column has more of "
+            r"the bias than of the row. (One column, and all others together.)",
+            Entailment(
+                sp.Or(e0 * w1 > q1, e0 * w2 > q2),
+                given=(sp.Eq(q1 + q2, e0), sp.Eq(w1 + w2, 1), sp.Ne(e0 * w1, q1)),
+            ),
+        ),
+        Step(
+            r"If no update clipped, that column would hold $q - we_0(1-\gamma^n)$. This is negative once $G = \gamma^n$ is below "
+            r"a positive number, and powers of $\gamma$ pass every positive number. So some update clips.",
+            Entailment(
+                sp.And(1 - entry / (share * e0) > 0,
+                       sp.Implies(G < 1 - entry / (share * e0), entry - share * e0 * (1 - G) < 0)),
+                given=(e0 * share > entry,),
+            ),
+        ),
+        Step(
+            r"An update removes at most $cw_j$ from a column, and less exactly where it clips. So $R \le c$, with equality if "
+            r"and only if no column is clipped. (Two columns, of which $r_1$ and $r_2$ are removed.)",
+            Entailment(
+                sp.And(r1 + r2 <= c, sp.Equivalent(sp.Eq(r1 + r2, c), sp.And(sp.Eq(r1, c * w1), sp.Eq(r2, c * w2)))),
+                given=(r1 <= c * w1, r2 <= c * w2, sp.Eq(w1 + w2, 1)),
+            ),
+        ),
+        Step(
+            r"Before the first clipped update $e$ is exactly $s$. That update removes less than it adds, and leaves more than the "
+            r"$\gamma s$ that is still to come.",
+            Entailment(projected > gamma * s, given=(sp.Eq(e, s), sp.Eq(c, (1 - gamma) * s), R < c)),
+        ),
+        Step(
+            r"From then on the surplus $x = e - s$ never falls, so $e_n$ stays above it.",
+            Entailment(projected >= gamma * s + surplus, given=(e >= s + surplus, sp.Eq(c, (1 - gamma) * s), R <= c)),
+        ),
+        Step(
+            r"Nothing is clipped at one, in either case: $e \ge s$ throughout, so the diagonal $1 - e + c$ is at most 1.",
+            Entailment(1 - e + c <= 1, given=(e >= s, sp.Eq(c, (1 - gamma) * s))),
+        ),
+        Step(
+            "Sixteen exact updates of 64 rows with three columns, proportional and not.",
+            Instances(r"e_n = e_0\gamma^n \quad\text{or}\quad 0 < e_n - e_0\gamma^n \text{, never falling}", _only_proportional),
+        ),
+    ),
+    mutations=(
+        Mutation(
+            "a clipped update removes as much as it adds",
+            Entailment(projected <= gamma * s, given=(sp.Eq(e, s), sp.Eq(c, (1 - gamma) * s), R < c)),
+        ),
+        Mutation(
+            "at twice the tuned learning rate the surplus is kept, too",
+            Entailment(
+                projected >= gamma * s + surplus, given=(e >= s + surplus, sp.Eq(c, 2 * (1 - gamma) * s), R <= c)
+            ),
+        ),
+        Mutation(
+            "any bias without positive entries will do",
+            Instances("e_n = e_0 gamma^n", lambda: ((case, rest[-1] == 0) for case, _, rest in _tuned_surpluses())),
+        ),
+    ),
+    source="Algorithm 1 (as reconstructed)",
+)
+
 x = sp.Symbol("n", real=True)
 
 harmonic = Proof(
     label="ch02-harmonic",
     title="A diagonal bias with clipping at one is only harmonic",
     hypotheses=(e0 <= 1, e <= 1, m <= e, x >= 0),
+    setting=(
+        r"$B$ has no entry beside the diagonal; each of $n$ updates adds it, clips to $[0, 1]$ and normalises. The escape "
+        r"probability starts at $e_0$; an update finds it at $e$ and adds $m$ to the diagonal."
+    ),
     statement=(
-        r"Let $B$ have no entry beside the diagonal, and let each step add it, clip to $[0, 1]$ and "
-        r"normalise. For every "
-        r"learning rate and discount, $e_n \ge e_0/(1 + e_0 n)$. So $n \ge 1/\delta - 1/e_0$ is necessary: "
+        r"For every learning rate and discount, $e_n \ge e_0/(1 + e_0 n)$. So $n \ge 1/\delta - 1/e_0$ is necessary: "
         r"the number of "
         r"updates grows like $1/\delta$, not like $\ln(1/\delta)$."
     ),
@@ -525,9 +671,12 @@ neutral = Proof(
     label="ch02-neutral",
     title="A way out that the bias does not close",
     hypotheses=(nu <= 1, kappa >= 1 - nu),
+    setting=(
+        r"A share $\nu$ of the escape probability leads to neutral states, the bias is $-b$ on harmful states and 0 on neutral "
+        r"ones, each step clips at zero and normalises, and $\kappa = \alpha b/((1-\gamma)e_0)$."
+    ),
     statement=(
-        r"Let a share $\nu$ of the escape probability lead to neutral states, let the bias be $-b$ on harmful states "
-        r"and 0 on neutral ones, and let each step clip at zero and normalise. Then "
+        r"Then "
         r"$e_n \ge \nu e_0 \exp(-e_0(\kappa-1+\nu))$ for every $n$, whatever $\gamma < 1$. At $\kappa = 1$ that is at "
         r"least $\nu e_0 e^{-\nu e_0}$: no number of updates helps."
     ),
@@ -535,11 +684,11 @@ neutral = Proof(
         Step(
             r"As long as the harmful mass $h$ is at least $c_t$, what the diagonal gains is what $h$ loses ($R = c$), and "
             r"normalising leaves the neutral mass $v$ alone.",
-            Identity((v / (1 + c - R)).subs(R, c), v),
+            Identity(sp.Subs(v / (1 + c - R), R, c), v),
         ),
         Step(
             "The update that clips takes all that is left of the harmful mass, which is zero from then on.",
-            Identity(((h - R) / (1 + c - R)).subs(R, h), sp.Integer(0)),
+            Identity(sp.Subs((h - R) / (1 + c - R), R, h), sp.Integer(0)),
         ),
         Step(
             r"So harmful mass of $(1-\nu)e_0$ is removed in all, out of gains that sum to $\kappa e_0$ at most; the rest "
@@ -549,9 +698,9 @@ neutral = Proof(
         Step(
             r"An unmatched gain $x$ divides the neutral mass by $1+x \le e^x$: the slope of $x - \ln(1+x)$, which is 0 at "
             "0,",
-            Identity(sp.diff(unmatched - sp.log(1 + unmatched), unmatched), unmatched / (1 + unmatched)),
+            Identity(sp.Derivative(unmatched - sp.log(1 + unmatched), unmatched), unmatched / (1 + unmatched)),
         ),
-        Step("is never negative.", Entailment(unmatched / (1 + unmatched) >= 0)),
+        Step("is never negative.", Entailment(sp.Ge(unmatched / (1 + unmatched), 0, evaluate=False))),
         Step(
             r"The neutral mass is a part of the escape, so a lower bound $w$ on it, divided by as much, bounds the escape.",
             Entailment((h + v) / (1 + unmatched) >= w / (1 + unmatched), given=(v >= w,)),
@@ -589,9 +738,12 @@ softmax = Proof(
     label="ch02-softmax",
     title="Bias added to the logits",
     hypotheses=(sp.Eq(q0 + e0, 1), delta < 1),
+    setting=(
+        r"The row is updated by $Q_{t+1}(r,j) \propto Q_t(r,j)\exp(\alpha\gamma^t B(r,j))$ with equal gaps "
+        r"$\Delta = B(r,r) - B(r,j)$. It starts from $q_0 = Q_0(r,r)$ and the escape probability $e_0$; $\delta$ is tolerated."
+    ),
     statement=(
-        r"Under $Q_{t+1}(r,j) \propto Q_t(r,j)\exp(\alpha\gamma^t B(r,j))$ with equal gaps "
-        r"$\Delta = B(r,r) - B(r,j)$, the logit of $Q_n(r,r)$ is $\ln(q_0/e_0) + \alpha\Delta S_n$, where "
+        r"The logit of $Q_n(r,r)$ is $\ln(q_0/e_0) + \alpha\Delta S_n$, where "
         r"$S_n = (1-\gamma^n)/(1-\gamma)$. So $e_n \le \delta$ if and only if "
         r"$\alpha\Delta S_n \ge \Lambda = \ln\frac{(1-\delta)e_0}{\delta q_0}$, and $e_n$ is never 0."
     ),
@@ -610,7 +762,7 @@ softmax = Proof(
             r"Solve for $X$; its logarithm is the budget $\Lambda$.",
             Entailment(sp.Equivalent(_logistic(X) <= delta, X >= (1 - delta) * e0 / (delta * q0))),
         ),
-        Step("However large the push, something escapes.", Entailment(_logistic(X) > 0)),
+        Step("However large the push, something escapes.", Entailment(sp.Gt(_logistic(X), 0, evaluate=False))),
     ),
     mutations=(
         Mutation(
@@ -639,12 +791,12 @@ cross_entropy = Proof(
     steps=(
         Step(
             "The gradient pulls the refusal's logit up by the escape probability.",
-            Identity(-sp.diff(loss, z_r), escaping),
+            Identity(-sp.Derivative(loss, z_r), escaping),
         ),
-        Step("It pushes the other logit down by as much.", Identity(-sp.diff(loss, z_h), -escaping)),
+        Step("It pushes the other logit down by as much.", Identity(-sp.Derivative(loss, z_h), -escaping)),
         Step(
             r"So by the chain rule the clock $m + e^m$ runs evenly.",
-            Identity(sp.diff(margin + sp.exp(margin), margin) * 2 / (1 + sp.exp(margin)), sp.Integer(2)),
+            Identity(sp.Derivative(margin + sp.exp(margin), margin) * 2 / (1 + sp.exp(margin)), sp.Integer(2)),
         ),
     ),
     mutations=(
@@ -661,28 +813,33 @@ a, p, N = sp.symbols("a p N", positive=True)
 mixing = Proof(
     label="ch02-mixing",
     title="A rule that is always valid",
-    hypotheses=(a <= 1, e <= 1, p >= 1 - N * e),
+    hypotheses=(a <= 1, e <= 1),
+    setting=(
+        r"The rule is $Q_{t+1}(r,\cdot) = (1-a_t)Q_t(r,\cdot) + a_t\mathbf 1_r$. An update with $a = a_t$ finds the escape "
+        r"probability $e$."
+    ),
     statement=(
-        r"The rule $Q_{t+1}(r,\cdot) = (1-a_t)Q_t(r,\cdot) + a_t\mathbf 1_r$ with $0 \le a_t \le 1$ keeps "
-        r"every row a "
-        r"distribution, and $e_{t+1} = (1-a_t)e_t$. A refusal of $N$ tokens survives with probability "
+        r"The rule keeps every row a distribution, and $e_{t+1} = (1-a_t)e_t$. A refusal of $N$ tokens survives with probability "
         r"$(1-e)^N \ge 1 - Ne$."
     ),
     steps=(
         Step("Only what is not mixed in can escape.", Identity(1 - ((1 - a) * (1 - e) + a), (1 - a) * e)),
         Step("It stays a probability.", Entailment(sp.And((1 - a) * e >= 0, (1 - a) * e <= 1))),
         Step(
-            "For the response, by induction on its length: each further token costs at most one more escape.",
-            Entailment(p * (1 - e) >= 1 - (N + 1) * e),
+            r"For the response, by induction on its length: if $N$ tokens survive with probability $p \ge 1 - Ne$, a further one "
+            r"costs at most one more escape.",
+            Entailment(p * (1 - e) >= 1 - (N + 1) * e, given=(p >= 1 - N * e,)),
         ),
     ),
-    mutations=(Mutation("a longer refusal costs nothing", Entailment(p * (1 - e) >= 1 - N * e)),),
+    mutations=(
+        Mutation("a longer refusal costs nothing", Entailment(p * (1 - e) >= 1 - N * e, given=(p >= 1 - N * e,))),
+    ),
     source="a repaired rule (ours)",
 )
 
 PROOFS = (
-    closed_form, exact_steps, paper_sufficient, paper_not_needed, window, pinned, clip_and_normalise, harmonic, neutral,
-    softmax, cross_entropy, mixing,
+    closed_form, exact_steps, paper_sufficient, paper_not_needed, window, pinned, clip_and_normalise, tuned_clip, harmonic,
+    neutral, softmax, cross_entropy, mixing,
 )  # fmt: skip
 
 # --- the scorecard's rows for Theorem 4.5 -----------------------------------------------------------------------------
