@@ -49,6 +49,24 @@ def new_axes(ncols: int = 1, **kwargs) -> tuple[plt.Figure, plt.Axes]:
     return plt.subplots(ncols=ncols, layout="constrained", **kwargs)
 
 
+COLUMN = 5.2  # inches: a drawing this wide keeps its words legible when a phone shrinks it
+
+
+def _in_column(nrows: int = 1, height: float = 3.6, **kwargs) -> tuple[plt.Figure, plt.Axes]:
+    """Axes as wide as a column of text and as many below each other; their legend goes under them."""
+    return plt.subplots(nrows=nrows, figsize=(COLUMN, height * nrows), layout="constrained", **kwargs)
+
+
+def _legend_below(figure: plt.Figure, axes: plt.Axes, ncols: int = 2, **kwargs) -> None:
+    """One legend under the whole figure, from the labels of ``axes``."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=ncols, **kwargs)
+
+
+def _plain_decades(axis) -> None:
+    """Label the decades of a logarithmic axis and nothing between them."""
+    axis.set_minor_formatter(mpl.ticker.NullFormatter())
+
+
 def escape_curves(
     n,
     curves: dict,
@@ -78,7 +96,7 @@ def escape_curves(
     steps
         Whether a curve keeps its value until the next update, instead of a line that leans towards it.
     """
-    figure, axes = new_axes()
+    figure, axes = _in_column()
     for i, (label, escape) in enumerate(curves.items()):
         style = {"linestyle": DASHES[i % 6], "marker": MARKERS[i % 6], "markevery": (0.03 * i, 0.18), "markersize": 4}
         axes.plot(n, escape, label=label, drawstyle="steps-post" if steps else "default", **style)
@@ -90,7 +108,8 @@ def escape_curves(
     axes.set(xlabel="number of updates, $n = T + 1$", ylabel="escape probability", yscale="log")
     axes.set_ylim(bottom=lowest, top=1.5)
     axes.set_xscale("log" if log_n else "linear")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    _plain_decades(axes.yaxis)
+    _legend_below(figure, axes)
     return figure
 
 
@@ -116,7 +135,7 @@ def escape_map(n, alpha, escape, *, delta: float, tuned: float, threshold: float
     paper_steps
         The number of updates that the paper's bound asks for.
     """
-    figure, axes = new_axes()
+    figure, axes = _in_column()
     shown = np.ma.masked_less_equal(escape, 0)
     norm = mpl.colors.LogNorm(vmin=delta / 10, vmax=1)
     image = axes.pcolormesh(n, alpha, shown, norm=norm, cmap="cividis", shading="nearest", rasterized=True)
@@ -258,7 +277,11 @@ def orbit_picture(pushes, totals: dict) -> plt.Figure:
     totals
         Label of a schedule to the L totals.
     """
-    figure, (circle, grid, bars) = new_axes(3, figsize=(8.8, 3.5), width_ratios=(1.25, 1.6, 1))
+    figure = plt.figure(figsize=(COLUMN, 5.6), layout="constrained")
+    panels = figure.subplot_mosaic(
+        [["circle", "bars"], ["grid", "grid"]], width_ratios=(1.2, 1), height_ratios=(1.2, 1)
+    )
+    circle, bars, grid = (panels[name] for name in ("circle", "bars", "grid"))
     length, updates = pushes.shape
     angles = np.pi / 2 - 2 * np.pi * np.arange(length) / length
     x, y = np.cos(angles), np.sin(angles)
@@ -282,7 +305,8 @@ def orbit_picture(pushes, totals: dict) -> plt.Figure:
     circle.scatter(x, y, s=650, facecolors="none", edgecolors=[PALETTE[1]] + [PALETTE[0]] * (length - 1), linewidths=2)
     circle.set(xlim=(-2.1, 2.1), ylim=(-2.1, 2.1), aspect="equal", title="the orbit of $r$")
     circle.axis("off")
-    image = grid.imshow(np.ma.masked_equal(pushes, 0), cmap="cividis_r", vmin=0, aspect="auto")
+    fading = mpl.colors.LinearSegmentedColormap.from_list("fading", [(PALETTE[0], 0.05), (PALETTE[0], 1)])
+    image = grid.imshow(np.ma.masked_equal(pushes, 0), cmap=fading, vmin=0, aspect="auto")  # fades on any background
     grid.set(xlabel="update $t$", ylabel="state of the orbit, $j$", title=r"pushes $\gamma^t\,B(t)$")
     grid.set_yticks(range(length))
     grid.set_xticks(range(0, updates, length))
@@ -296,18 +320,19 @@ def orbit_picture(pushes, totals: dict) -> plt.Figure:
     bars.invert_yaxis()
     bars.set_yticks(range(length))
     bars.set(xlabel="all pushes together", title="totals")
-    figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=9)
+    _legend_below(figure, bars, fontsize=9)
     return figure
 
 
 def over_orbit_length(lengths, curves: dict, ylabel: str) -> plt.Figure:
     """Quantities over the length of the orbit, one curve a label."""
-    figure, axes = new_axes()
+    figure, axes = _in_column()
     for i, (label, values) in enumerate(curves.items()):
-        axes.plot(lengths, values, label=label, linestyle=DASHES[i % 6], marker=MARKERS[i % 6], markersize=4)
+        style = {"linestyle": DASHES[i % 6], "marker": MARKERS[i % 6], "markevery": (0.04 * i, 0.15), "markersize": 4}
+        axes.plot(lengths, values, label=label, **style)
     axes.set(xlabel="orbit length $L$", ylabel=ylabel, ylim=(0, None))
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend_below(figure, axes)
     return figure
 
 
@@ -323,16 +348,16 @@ def required_risks(width, curves: dict, *, members: tuple[float, float], label: 
     members
         A band of members' risks, drawn and named by ``label``.
     """
-    figure, axes = new_axes()
-    axes.axhspan(*members, color=INK, alpha=0.25, linewidth=0)
-    axes.annotate(f" {label}", (0, members[1]), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
+    figure, axes = _in_column(height=4.2)
+    axes.axhspan(*members, color=INK, alpha=0.6, linewidth=1)
+    axes.annotate(f" {label}", (0, members[1] * 1.05), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
     for i, (name, risks) in enumerate(curves.items()):
         shown = np.ma.masked_less_equal(risks, 0)
         style = {"linestyle": DASHES[i % 6], "marker": MARKERS[i % 6], "markevery": (i, 6), "markersize": 4}
         axes.plot(width, shown, label=name, **style)
     axes.set(xlabel="width, members $W$", ylabel="risk $p$ that a member may have", xscale="log", yscale="log")
     axes.set_ylim(top=1.6)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend_below(figure, axes)
     return figure
 
 
@@ -350,14 +375,14 @@ def joint_law_range(width, low, high, independent, *, single: float, reported: t
     single, reported
         The members' own score, and the band of scores that are reported for ensembles.
     """
-    figure, axes = new_axes()
+    figure, axes = _in_column()
     axes.axhspan(*reported, color=PALETTE[1], alpha=0.2, linewidth=0)
     axes.annotate("reported for ensembles", (width[0], sum(reported) / 2), va="center", color=INK)
-    axes.vlines(width, low, high, color=PALETTE[0], linewidth=5, alpha=0.5, label="possible under some joint law")
+    axes.vlines(width, low, high, color=PALETTE[0], linewidth=5, alpha=0.5, label="some joint law allows")
     axes.plot(width, independent, MARKERS[1], color=PALETTE[1], label="independent members")
     axes.axhline(single, color=INK, linestyle="--", linewidth=1, label="a single member")
     axes.set(xlabel="width, members $W$", ylabel="safety score of a majority", ylim=(-0.02, 1.02), xticks=width)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend_below(figure, axes)
     return figure
 
 
@@ -366,7 +391,7 @@ def risk_floors(width, curves: dict, floors: dict, *, epsilon: float) -> plt.Fig
 
     ``curves`` and ``floors`` map the same labels to risks at ``width`` and to limits (zero: none is drawn).
     """
-    figure, axes = new_axes()
+    figure, axes = _in_column()
     for i, (name, risks) in enumerate(curves.items()):
         style = {"linestyle": DASHES[i % 6], "marker": MARKERS[i % 6], "markevery": (i, 5), "markersize": 4}
         axes.plot(width, risks, color=PALETTE[i % 6], label=name, **style)
@@ -376,7 +401,8 @@ def risk_floors(width, curves: dict, floors: dict, *, epsilon: float) -> plt.Fig
     _name_level(axes, f"$\\varepsilon$ = {epsilon:g}", epsilon)
     axes.set(xlabel="width, members $W$ (odd)", ylabel="risk of a majority", xscale="log", yscale="log")
     axes.set_ylim(bottom=epsilon / 30, top=1)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="correlation")
+    _plain_decades(axes.yaxis)
+    _legend_below(figure, axes, ncols=4, title="correlation")
     return figure
 
 
@@ -392,32 +418,32 @@ def state_space(matrix, contexts, curves: dict) -> plt.Figure:
     curves
         Label to the decimal logarithm of the number of states at ``contexts``.
     """
-    figure, (left, right) = new_axes(2)
+    figure, (upper, lower) = _in_column(2, height=3.3)
     entries = matrix.tocoo()
-    left.plot(entries.col, entries.row, ",", color=PALETTE[0])
-    left.set(
+    upper.plot(entries.col, entries.row, ",", color=PALETTE[0])
+    upper.set(
         xlabel="next window", ylabel="window", aspect="equal", xlim=(0, matrix.shape[0]), ylim=(matrix.shape[0], 0)
     )
-    left.set_title("non-zero transition probabilities", fontsize=10)
-    left.grid(False)
+    upper.set_title("non-zero transition probabilities", fontsize=10)
+    upper.grid(False)
     for i, (label, digits) in enumerate(curves.items()):
-        right.plot(contexts, digits, label=label, linestyle=DASHES[i % 6], marker=MARKERS[i % 6], markersize=4)
-    right.set(xlabel="context $K$, tokens", ylabel="digits of the number of states", xscale="log", yscale="log")
-    right.legend(title="vocabulary $V$", loc="upper left")
+        lower.plot(contexts, digits, label=label, linestyle=DASHES[i % 6], marker=MARKERS[i % 6], markersize=4)
+    lower.set(xlabel="context $K$, tokens", ylabel="digits of the number of states", xscale="log", yscale="log")
+    lower.legend(title="vocabulary $V$", loc="upper left")
     return figure
 
 
 def forced_prefixes(prefixes, exact, predicted) -> plt.Figure:
     """Probability of refusing after each forced prefix: the exact chain beside the lumped prediction."""
-    figure, axes = new_axes()
+    figure, axes = _in_column()
     rows = np.arange(len(prefixes))
     axes.hlines(rows, exact, predicted, color=INK, linewidth=1)
     axes.plot(exact, rows, MARKERS[0], color=PALETTE[0], label="exact chain")
     axes.plot(predicted, rows, MARKERS[1], color=PALETTE[1], markerfacecolor="none", label="lumped prediction")
     axes.set_yticks(rows, prefixes, family="monospace")
     axes.invert_yaxis()
-    axes.set(xlabel="probability of a refusal within the next eight tokens", ylabel="forced prefix", xlim=(-0.03, 1.03))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set(xlabel="probability of a refusal within eight tokens", ylabel="forced prefix", xlim=(-0.03, 1.03))
+    _legend_below(figure, axes)
     return figure
 
 
@@ -429,20 +455,18 @@ def completion_and_leak(completions: dict, leaks: dict, *, points: dict | None =
     completions, leaks
         Label to values for prefixes of 0, 1, 2, ... tokens.
     points
-        Label to completions from another source, drawn as crosses over the curves of the left panel.
+        Label to completions from another source, drawn as crosses over the curves of the upper panel.
     """
-    figure, (left, right) = new_axes(2)
-    for panel, curves in ((left, completions), (right, leaks)):
+    figure, (upper, lower) = _in_column(2, height=2.9, sharex=True)
+    for panel, curves in ((upper, completions), (lower, leaks)):
         for i, (label, values) in enumerate(curves.items()):
             panel.plot(values, label=label, linestyle=DASHES[i % 6], marker=MARKERS[i % 6], markersize=5, alpha=0.85)
-        panel.set(xlabel="harmful prefix $k$, tokens")
         panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     for i, values in enumerate((points or {}).values()):
-        left.plot(values, "x", color=INK, markersize=7, label="exact chain of the model" if i == 0 else None)
-    left.set(ylabel="completion $F_k$", ylim=(-0.03, 1.03))
-    right.set(ylabel="leak $A_k$, further harmful tokens", ylim=(0, None))
-    handles, labels = left.get_legend_handles_labels()
-    right.legend(handles, labels, loc="center left", bbox_to_anchor=(1, 0.5))
+        upper.plot(values, "x", color=INK, markersize=7, label="exact chain of the model" if i == 0 else None)
+    upper.set(ylabel="completion $F_k$", ylim=(-0.03, 1.03))
+    lower.set(xlabel="harmful prefix $k$, tokens", ylabel="leak $A_k$, harmful tokens", ylim=(0, None))
+    _legend_below(figure, upper)
     return figure
 
 
@@ -451,17 +475,15 @@ def depth_width_frontier(width, curves: dict, *, floor: tuple[float, str] | None
 
     ``floor`` is a depth that no width removes, and its name.
     """
-    figure, axes = new_axes()
+    figure, axes = _in_column(height=4.2)
     for i, (name, steps) in enumerate(curves.items()):
         style = {"linestyle": DASHES[i % 6], "marker": MARKERS[i % 6], "markevery": (i, 6), "markersize": 4}
         axes.plot(width, np.ma.masked_invalid(steps), color=PALETTE[i % 6], label=name, **style)
     if floor:
         axes.axhline(floor[0], color=INK, linewidth=1)
-        axes.annotate(
-            f"{floor[1]} ", (1, floor[0]), xycoords=("axes fraction", "data"), va="top", ha="right", fontsize=9
-        )
+        axes.annotate(f" {floor[1]}", (0, floor[0]), xycoords=("axes fraction", "data"), va="top", fontsize=9)
     axes.set(xlabel="width, members $W$", ylabel="depth, updates $n(W)$ of each member", xscale="log", ylim=(-2, None))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend_below(figure, axes)
     return figure
 
 
@@ -470,17 +492,18 @@ def design_costs(width, panels: dict[str, dict]) -> plt.Figure:
 
     ``panels`` maps a title to curves, and a curve's label to costs at ``width``; the least of each is marked.
     """
-    figure, axes = new_axes(len(panels), sharex=True, sharey=True)
+    figure, axes = _in_column(len(panels), height=2.9, sharex=True, sharey=True)
     for panel, (title, curves) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         for i, (name, cost) in enumerate(curves.items()):
             cost = np.ma.masked_invalid(cost)
             panel.plot(width, cost, DASHES[i % 6], color=PALETTE[i % 6], label=name)
             best = int(np.argmin(cost))
             panel.plot(width[best], cost[best], MARKERS[i % 6], color=PALETTE[i % 6], markersize=8)
-        panel.set(xlabel="width, members $W$", xscale="log", yscale="log", title=title)
+        panel.set(ylabel="cost, in updates", xscale="log", yscale="log", title=title)
         panel.title.set_fontsize(10)
-    np.atleast_1d(axes)[0].set_ylabel("cost, in updates")
-    np.atleast_1d(axes)[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), title="member's price")
+    last = np.atleast_1d(axes)[-1]
+    last.set_xlabel("width, members $W$")
+    _legend_below(figure, last, ncols=4, title="member's price")
     return figure
 
 

@@ -18,6 +18,7 @@ wrong and that the same machinery has to refute. A checker that refutes nothing 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -214,7 +215,7 @@ class Proof:
         """The statement as a MyST directive, to be placed on a page."""
         assumed = f"Let {', '.join(f'${_latex(h)}$' for h in self.hypotheses)}." if self.hypotheses else ""
         text = " ".join(filter(None, (self.setting, assumed, self.statement)))
-        return f":::{{prf:{kind}}} {self.title}\n:label: {self.label}\n\n{text}\n:::"
+        return f":::{{prf:{kind}}} {self.title}\n:label: {self.label}\n\n{keep_punctuation(text)}\n:::"
 
     def __repr__(self) -> str:
         return f"<Proof {self.label}: {len(self.steps)} steps, {len(self.mutations)} mutations>"
@@ -224,7 +225,7 @@ class Proof:
         lines = [f"**Proof: {self.title}.**{source}", ""]  # the statement stands in its box
         for number, step in enumerate(self.steps, start=1):
             lines += [
-                f"{number}. {step.reason}",
+                f"{number}. {keep_punctuation(step.reason)}",
                 "",
                 f"   $${step.check.latex()}$$",
                 "",
@@ -234,6 +235,13 @@ class Proof:
         return "\n".join(lines)
 
 
+def keep_punctuation(markdown: str) -> str:
+    """Move punctuation that follows a formula into it: a browser may begin a line with what stands outside."""
+    return _FOLLOWED.sub(lambda found: f"${found[1]}{_INSIDE.get(found[2], found[2])}$", markdown)
+
+
+_FOLLOWED = re.compile(r"(?<!\$)\$([^$\n]+)\$([,.;:])")
+_INSIDE = {":": "{:}", ";": "{;}"}  # mathematics would set these with space on both sides
 _LISTED, _LINE_END = ",\\ ", "\\\\"
 
 

@@ -187,7 +187,10 @@ orbit_sum = Proof(
         r"Its limit is $D_L/(1-\gamma^L)$. The order of $P$ does not enter, only $L$, which divides it."
     ),
     steps=(
-        Step("Before any update the formula gives 0.", Identity(sp.Subs(_orbit_sum(m, Ds), (m, Ds), (0, 0)), sp.Integer(0))),
+        Step(
+            "Before any update the formula gives 0.",
+            Identity(sp.Subs(_orbit_sum(m, Ds), (m, Ds), (0, 0)), sp.Integer(0)),
+        ),
         Step(
             r"Update $t = mL + s$ adds $\gamma^t d_s$, because $\pi^{-t}r = \pi^{-s}r$, and the formula follows it: "
             r"$D_{s+1} = D_s + d_s\gamma^s$.",

@@ -481,7 +481,12 @@ entry, r1, r2 = sp.symbols("q r_1 r_2", real=True)
 def _tuned_surpluses() -> Iterator[tuple[str, bool, list[Fraction]]]:
     """e_n - e_0 gamma^n for sixteen exact updates of clip-and-normalise at the tuned rate, and whether B is proportional."""
     third, half, quarter = Fraction(1, 3), Fraction(1, 2), Fraction(1, 4)
-    shares = ((third,) * 3, (half, quarter, quarter), (Fraction(1), Fraction(0), Fraction(0)), (Fraction(0), half, half))
+    shares = (
+        (third,) * 3,
+        (half, quarter, quarter),
+        (Fraction(1), Fraction(0), Fraction(0)),
+        (Fraction(0), half, half),
+    )
     for start, discount, held, taken in product((half, Fraction(1)), (half, 3 * quarter), shares, shares):
         entries, gain, store, surpluses = [start * part for part in held], start * (1 - discount), start, []
         for _ in range(16):
@@ -546,8 +551,10 @@ tuned_clip = Proof(
             r"If no update clipped, that column would hold $q - we_0(1-\gamma^n)$. This is negative once $G = \gamma^n$ is below "
             r"a positive number, and powers of $\gamma$ pass every positive number. So some update clips.",
             Entailment(
-                sp.And(1 - entry / (share * e0) > 0,
-                       sp.Implies(G < 1 - entry / (share * e0), entry - share * e0 * (1 - G) < 0)),
+                sp.And(
+                    1 - entry / (share * e0) > 0,
+                    sp.Implies(G < 1 - entry / (share * e0), entry - share * e0 * (1 - G) < 0),
+                ),
                 given=(e0 * share > entry,),
             ),
         ),
@@ -574,7 +581,10 @@ tuned_clip = Proof(
         ),
         Step(
             "Sixteen exact updates of 64 rows with three columns, proportional and not.",
-            Instances(r"e_n = e_0\gamma^n \quad\text{or}\quad 0 < e_n - e_0\gamma^n \text{, never falling}", _only_proportional),
+            Instances(
+                r"e_n = e_0\gamma^n \quad\text{or}\quad 0 < e_n - e_0\gamma^n \text{, never falling}",
+                _only_proportional,
+            ),
         ),
     ),
     mutations=(
