@@ -294,16 +294,16 @@ def orbit_picture(pushes, totals: dict) -> plt.Figure:
                 "arrowstyle": "-|>",
                 "color": INK,
                 "connectionstyle": "arc3,rad=-0.25",
-                "shrinkA": 17,
-                "shrinkB": 17,
+                "shrinkA": 13,
+                "shrinkB": 13,
             },
         )
         label = "$r$" if j == 0 else r"$\pi r$" if j == 1 else rf"$\pi^{j}r$"
         circle.annotate(label, (x[j], y[j]), ha="center", va="center")
         when = f"$t$ = {j},\n{j + length}, ..."
-        circle.annotate(when, (1.7 * x[j], 1.75 * y[j]), ha="center", va="center", fontsize=8)
-    circle.scatter(x, y, s=650, facecolors="none", edgecolors=[PALETTE[1]] + [PALETTE[0]] * (length - 1), linewidths=2)
-    circle.set(xlim=(-2.1, 2.1), ylim=(-2.1, 2.1), aspect="equal", title="the orbit of $r$")
+        circle.annotate(when, (2.05 * x[j], 1.8 * y[j]), ha="center", va="center", fontsize=8)
+    circle.scatter(x, y, s=420, facecolors="none", edgecolors=[PALETTE[1]] + [PALETTE[0]] * (length - 1), linewidths=2)
+    circle.set(xlim=(-2.6, 2.6), ylim=(-2.2, 2.2), aspect="equal", title="the orbit of $r$")
     circle.axis("off")
     fading = mpl.colors.LinearSegmentedColormap.from_list("fading", [(PALETTE[0], 0.05), (PALETTE[0], 1)])
     image = grid.imshow(np.ma.masked_equal(pushes, 0), cmap=fading, vmin=0, aspect="auto")  # fades on any background
@@ -480,8 +480,7 @@ def depth_width_frontier(width, curves: dict, *, floor: tuple[float, str] | None
         style = {"linestyle": DASHES[i % 6], "marker": MARKERS[i % 6], "markevery": (i, 6), "markersize": 4}
         axes.plot(width, np.ma.masked_invalid(steps), color=PALETTE[i % 6], label=name, **style)
     if floor:
-        axes.axhline(floor[0], color=INK, linewidth=1)
-        axes.annotate(f" {floor[1]}", (0, floor[0]), xycoords=("axes fraction", "data"), va="top", fontsize=9)
+        axes.axhline(floor[0], color=INK, linewidth=1.5, label=floor[1])
     axes.set(xlabel="width, members $W$", ylabel="depth, updates $n(W)$ of each member", xscale="log", ylim=(-2, None))
     _legend_below(figure, axes)
     return figure

@@ -60,6 +60,23 @@ def test_no_cell_ends_in_a_semicolon(path):
         assert not cell.source.rstrip().endswith(";"), f"{cell.source}\n{hint}"
 
 
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem < "06"], ids=lambda path: path.stem)
+def test_theory_chapters_fit_their_column(path):
+    """Cells of at most 25 lines, and printed lines that a page need not wrap; claims are wrapped where they are printed."""
+    for cell in build.code_cells(read(path)):
+        assert len(cell.source.splitlines()) <= 25, cell.source
+        if "claims.report" not in cell.source:
+            printed = "".join(output.get("text", "") for output in cell.outputs)
+            assert max(map(len, printed.splitlines()), default=0) <= 68, printed
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem < "06"], ids=lambda path: path.stem)
+def test_every_exercise_says_how_hard_and_how_long_it_is(path):
+    prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    rated = re.findall(r"\{exercise\}[^\n]*\n:label: \S+\n\*Difficulty: \w+ of five, \d+ minutes", prose)
+    assert len(rated) == prose.count("{exercise}")
+
+
 def shows_a_picture(cell) -> bool:
     return any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {}))
 

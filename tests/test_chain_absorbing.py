@@ -72,6 +72,22 @@ def test_a_million_states():
     assert probabilities[:: size // 4] == pytest.approx(np.arange(0, size, size // 4) / (size - 1), abs=1e-5)
 
 
+def test_a_million_states_on_a_tree_whose_numbers_are_shuffled():
+    """Up with probability 1/2, down to each child with 1/4; the root and the leaves absorb. The depth is a fair game."""
+    levels = 20
+    size = 2**levels - 1
+    depth = np.floor(np.log2(np.arange(1, size + 1))).astype(int)
+    inner = np.flatnonzero((depth > 0) & (depth < levels - 1))
+    ends = np.flatnonzero((depth == 0) | (depth == levels - 1))
+    rows = np.concatenate([inner, inner, inner, ends])
+    columns = np.concatenate([(inner - 1) // 2, 2 * inner + 1, 2 * inner + 2, ends])
+    weights = np.repeat([0.5, 0.25, 0.25, 1], [inner.size, inner.size, inner.size, ends.size])
+    name = np.random.default_rng(5).permutation(size)
+    matrix = sp.csr_array((weights, (name[rows], name[columns])), shape=(size, size))
+    up = ab.hitting_probabilities(matrix, name[0])[name]
+    assert up == pytest.approx(1 - depth / (levels - 1), abs=1e-10)
+
+
 @st.composite
 def chains(draw):
     size = draw(st.integers(2, 7))
