@@ -12,7 +12,15 @@ from safetylib import claims
 from safetylib.claims import Verdict
 from safetylib.proofs import all_proofs, updates
 from safetylib.proofs.core import (
-    Entailment, Identity, Instances, Mutation, Proof, ProofError, Step, Undecided, keep_punctuation,
+    Entailment,
+    Identity,
+    Instances,
+    Mutation,
+    Proof,
+    ProofError,
+    Step,
+    Undecided,
+    keep_punctuation,
 )  # fmt: skip
 
 PROOFS = {proof.label: proof for proof in all_proofs()}
@@ -61,7 +69,7 @@ def test_no_step_shows_an_empty_identity(label):
 @pytest.mark.parametrize("label", PROOFS)
 def test_a_box_names_a_symbol_before_it_sets_a_condition_on_it(label):
     proof = PROOFS[label]
-    introduced = re.sub(r"[{} ]", "", " ".join(re.findall(r"\$([^$]+)\$", proof.setting)))
+    introduced = re.sub(r"[{} ]", "", "|".join(re.findall(r"\$([^$]+)\$", proof.setting)))
     for symbol in set().union(*(hypothesis.free_symbols for hypothesis in proof.hypotheses)):
         name = re.sub(r"[{} ]", "", sp.latex(symbol).replace("\\epsilon", "\\varepsilon"))
         assert re.search(rf"(?<![A-Za-z\\]){re.escape(name)}(?![A-Za-z])", introduced), f"{name} is not introduced"
