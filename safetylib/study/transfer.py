@@ -9,9 +9,10 @@ from pathlib import Path
 
 from safetylib.study import detectors, generate, models, prompt_sets
 from safetylib.study.parts import Part
-from safetylib.study.prompts import Prompt
+from safetylib.study.prompts import Prompt, stratified_split
 from safetylib.study.store import digest
 
+PROMPTS = 75
 SEEDS = 3  #: so many of the plan's first seeds
 
 
@@ -37,8 +38,10 @@ class Transfer(Part):
 
     @cached_property
     def behaviours(self) -> list[Prompt]:
-        """HarmBench's prompts that the study may ask, or a slice of them."""
-        return prompt_sets.harmbench()[: self.per_set]
+        """HarmBench's prompts, drawn in proportion to their categories, or a slice of them."""
+        everything = prompt_sets.harmbench()
+        drawn = stratified_split([one.id for one in everything], [one.category for one in everything], (0, 0, PROMPTS))
+        return [prompt for prompt in everything if prompt.id in drawn][: self.per_set]
 
     @cached_property
     def ids(self) -> dict[str, list[int]]:
