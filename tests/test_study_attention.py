@@ -252,13 +252,39 @@ def test_branches_do_not_write_into_each_other_or_the_store(grouped):
 # --- what it does not cover -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unsupported", [{"softcap": 30.0}, {"sliding_window": 128}], ids=str)
-def test_soft_caps_and_sliding_windows_are_refused(unsupported):
+def test_soft_caps_are_refused():
     states = torch.zeros(1, 4, 8, 16)
     call = {"attention_mask": None, "packing": a.Packing(0, ((1, 8),))}
     assert a.attention(torch.nn.Identity(), states, states, states, **call)[0].shape == (1, 8, 4, 16)
-    with pytest.raises(ValueError, match="not soft caps or sliding windows"):
-        a.attention(torch.nn.Identity(), states, states, states, **call, **unsupported)
+    with pytest.raises(ValueError, match="does not cover soft caps"):
+        a.attention(torch.nn.Identity(), states, states, states, **call, softcap=30.0)
+
+
+@pytest.mark.parametrize("window", [1, 5, 12, 13, 40])
+def test_a_sliding_window_hides_what_lies_further_back(window):
+    """Packed and ragged, against one mask over a sequence by itself: 13 shared tokens, 7 own ones."""
+    generator = torch.Generator().manual_seed(2)
+    query, key, value = (torch.randn(1, heads, 20, 16, generator=generator) for heads in (4, 2, 2))
+    distance = torch.arange(20)[:, None] - torch.arange(20)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=(distance >= 0) & (distance < window), enable_gqa=True
+    ).transpose(1, 2)
+    call = {"module": torch.nn.Identity(), "attention_mask": None, "sliding_window": window}
+    packed, _ = a.attention(query=query, key=key, value=value, packing=a.Packing(13, ((1, 7),)), **call)
+    assert_close(packed, expected)
+    for length in (1, 9, 20):
+        last, _ = a.attention(
+            query=query[:, :, length - 1 : length], key=key, value=value, key_lengths=torch.tensor([length]), **call
+        )
+        assert_close(last, expected[:, length - 1 : length])
+
+
+def test_scores_beyond_float16_do_not_overflow():
+    """Phi-2 and Qwen2 have such scores; their product is taken in float32."""
+    query = torch.full((1, 1, 8, 64), 100.0, dtype=torch.float16)
+    value = torch.arange(8, dtype=torch.float16)[None, None, :, None].expand(1, 1, 8, 64)
+    got, _ = a.attention(torch.nn.Identity(), query, query, value, None, 1.0, a.Packing(0, ((1, 8),)))
+    assert got.dtype == torch.float16 and torch.equal(got[0, :, 0, 0], torch.arange(8).half() / 2)
 
 
 def test_an_unpacked_call_is_refused_rather_than_computed_without_a_mask(grouped):

@@ -1,6 +1,8 @@
 """The study from beginning to end on the tiny preset: tables, resumption, a kill, comparison, the operating point."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import pytest
 from made_results import made
 
 from safetylib.study import compare, operating_point, run
-from safetylib.study.presets import ARMS, PRESETS, preset
+from safetylib.study.presets import ARMS, GROUPS, PRESETS, preset
+from safetylib.study.registry import MODELS
 from safetylib.study.results import Results
 from safetylib.study.run import Study
 
@@ -195,6 +198,34 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path):
     assert tables.manifest["prompts"]["harmful test"] == 6
 
 
+def test_two_processes_of_a_launch_measure_what_one_does(study, tmp_path):
+    """Each takes members of its own; the first waits for the other, and writes the tables."""
+    launched = [
+        subprocess.Popen(
+            command(tmp_path),
+            env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=600)[0] for process in launched]
+    assert [process.returncode for process in launched] == [0, 0]
+    assert "Tables:" in said[0] and "Tables:" not in said[1]
+    assert len(units(tmp_path)) == 33
+    both = Results(tmp_path / "tables").outcomes
+    assert len(both) == len(MEMBERS) * (6 * 3 + 4 + 6 + 6)
+
+
+def test_members_are_shared_whole_and_every_unit_has_one_owner(study):
+    shares = [Study._share(study.units, process, 3) for process in range(3)]
+    assert sorted(name for share in shares for name in share) == sorted(study.units)
+    owners = [{name.partition("-")[2] for name in share if "-" in name} for share in shares]
+    assert not owners[0] & owners[1] | owners[0] & owners[2] | owners[1] & owners[2]
+    assert "answers" in shares[0] and {len(owner) for owner in owners} == {3, 4}
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +241,34 @@ def test_a_dry_run_measures_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Study, "run", fails)
     run.main("tiny", tmp_path / "units", dry_run=True)
     assert "11 models" in capsys.readouterr().out and not (tmp_path / "units").exists()
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *GROUPS])
+def test_every_plan_is_told_with_models_licences_prompts_steps_memory_and_time(name, tmp_path, capsys):
+    run.main(name, tmp_path / "units", dry_run=True)
+    told = capsys.readouterr().out
+    plans = [PRESETS[member] for member in GROUPS.get(name, (name,))]
+    assert told.count("preset ") >= len(plans)
+    for plan in plans:
+        recipe = plan.recipe
+        assert all(word in told for word in (f"preset {plan.name}", plan.model, plan.prompts, f"{recipe.steps} steps"))
+        for known in (MODELS[model] for model in {plan.model, plan.judge} & set(MODELS)):
+            assert known.licence in told and (f"accept it at {known.page}" in told) is known.gated
+        if plan.name not in ("cpu", "tiny"):
+            assert "GiB" in told and "never measured by anybody; about" in told and "minutes" not in told
+    if name == "cpu":
+        assert re.search(r"time +about \d+ minutes on the machine of the stored results", told)
+
+
+def test_a_group_measures_its_members_one_after_another(monkeypatch, tmp_path):
+    measured = []
+    monkeypatch.setattr(run, "GROUPS", {"both": ("one", "two")})
+    monkeypatch.setattr(run, "preset", lambda name: replace(TINY, name=name, arms=("base",), seeds=(0,)))
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "Study", lambda plan, into, **_: measured.append(into) or Study(plan, into, True, 1))
+    run.main("both", tmp_path / "units")
+    assert measured == [tmp_path / "units" / "one", tmp_path / "units" / "two"]
+    assert all((into / "tables" / "manifest.json").is_file() for into in measured)
 
 
 @pytest.fixture

@@ -131,6 +131,32 @@ def test_a_store_is_free_again_after_its_holder(tmp_path):
             pass
 
 
+def test_processes_of_one_launch_hold_it_together_and_nobody_clears_what_another_writes(tmp_path):
+    (tmp_path / ".incoming-killed").mkdir()
+    with Store(tmp_path).held(together=True):
+        assert list(tmp_path.glob(".incoming-*")) == [], "the first clears"
+        with Store(tmp_path).writing("boxes", PRINT) as folder:
+            (folder / "boxes.txt").write_text("red")
+            with Store(tmp_path).held(together=True):
+                assert folder.is_dir(), "the second does not"
+            with pytest.raises(StoreError, match="Another run"), Store(tmp_path).held():
+                raise AssertionError("a run of its own came in between")
+        assert Store(tmp_path).finished("boxes", PRINT)
+    with Store(tmp_path).held():
+        pass
+
+
+def test_a_launch_does_not_join_a_run_of_another(tmp_path, monkeypatch):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(store.time, "monotonic", lambda: next(clock))
+    with (
+        Store(tmp_path).held(),
+        pytest.raises(StoreError, match="Another run"),
+        Store(tmp_path).held(together=True),
+    ):
+        raise AssertionError("held twice")
+
+
 # --- fingerprints -----------------------------------------------------------------------------------------------------
 
 

@@ -143,24 +143,36 @@ def _attend(
     """Softmax attention with grouped queries.
 
     ``query`` (B, H, T, D); ``key`` and ``value`` (B, K, S, D) with K dividing H; ``visible`` boolean, (T, S) or
-    (B, 1, 1, S). Returns (B, T, H, D).
+    (B, 1, 1, S). Returns (B, T, H, D). Scores of float16 states are float32: some models' exceed what float16 holds.
     """
     B, H, T, D = query.shape
     K = key.shape[1]
-    scores = (query.reshape(B, K, -1, D) @ key.transpose(-1, -2)) * scaling
+    wide = torch.float32 if query.dtype == torch.float16 else query.dtype
+    scores = (query.reshape(B, K, -1, D).to(wide) @ key.transpose(-1, -2).to(wide)) * scaling
     scores = scores.view(B, K, H // K, T, -1).masked_fill(~visible[..., None, :, :], float("-inf"))
-    weights = scores.softmax(-1).view(B, K, H // K * T, -1)
+    weights = scores.softmax(-1).to(value.dtype).view(B, K, H // K * T, -1)
     return (weights @ value).view(B, H, T, D).transpose(1, 2)
 
 
+def _causal(own: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """What ``own`` tokens see that stand after ``before`` others: (own, before + own), the last ``window`` tokens if given."""
+    visible = torch.ones(own, before + own, dtype=torch.bool, device=device).tril(before)
+    return visible if window is None else visible.triu(before - window + 1)
+
+
 def _packed_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packing: Packing,
+    scaling: float,
+    window: int | None,
 ) -> torch.Tensor:
     P, (_, H, _, D) = packing.prefix, query.shape
     parts = []
     if P:
         q, k, v = (states[:, :, :P] for states in (query, key, value))
-        parts.append(_attend(q, k, v, torch.ones(P, P, dtype=torch.bool, device=q.device).tril(), scaling))
+        parts.append(_attend(q, k, v, _causal(P, 0, window, q.device), scaling))
     start = P
     for count, length in packing.groups:
         stop = start + count * length
@@ -169,12 +181,11 @@ def _packed_attention(
             return states[0, :, start:stop].unflatten(1, (count, -1)).transpose(0, 1)
 
         shared_key, shared_value = (states[:, :, :P].expand(count, -1, -1, -1) for states in (key, value))
-        visible = torch.ones(length, P + length, dtype=torch.bool, device=query.device).tril(P)
         mixed = _attend(
             split(query),
             torch.cat([shared_key, split(key)], 2),
             torch.cat([shared_value, split(value)], 2),
-            visible,
+            _causal(length, P, window, query.device),
             scaling,
         )
         parts.append(mixed.reshape(1, count * length, H, D))
@@ -197,21 +208,26 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention over a packed row (``packing``) or over a ragged cache (``key_lengths``, keys visible per row).
 
+    Layers with a ``sliding_window`` see that many tokens, their own included.
+
     Raises
     ------
     ValueError
-        Soft-capped or sliding-window attention, which would silently be computed as plain attention.
+        Soft-capped attention, which would silently be computed as plain attention.
     """
-    if softcap is not None or sliding_window is not None:
-        raise ValueError("safetylib's attention covers full attention only, not soft caps or sliding windows")
+    if softcap is not None:
+        raise ValueError("safetylib's attention does not cover soft caps")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if packing is not None:
-        return _packed_attention(query, key, value, packing, scaling), None
+        return _packed_attention(query, key, value, packing, scaling, sliding_window), None
     if key_lengths is None:
         raise ValueError(
             "safetylib's attention needs `packing` or `key_lengths`; use the model through pack() or decode()"
         )
-    visible = torch.arange(key.shape[2], device=key.device) < key_lengths[:, None]
+    places = torch.arange(key.shape[2], device=key.device)
+    visible = places < key_lengths[:, None]
+    if sliding_window is not None:
+        visible &= places >= key_lengths[:, None] - sliding_window
     return _attend(query, key, value, visible[:, None, None, :], scaling), None
 
 

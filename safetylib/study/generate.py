@@ -17,9 +17,16 @@ import torch
 from transformers import PreTrainedModel
 
 from safetylib.study.attention import KeyValueStore, Packed, RaggedCache, pack
+from safetylib.study.registry import Shape
 
 _ROWS = 256
-_PACKED_TOKENS = 8000
+PACKED_TOKENS = 8000
+
+# A batch may hold fewer of a model with a large vocabulary or with many key heads: at most so many logits, and numbers in keys
+# and values (rows of about so many tokens; a quarter of it in one packed pass). The same on every device, so that batches are.
+_LOGITS = 400_000_000
+_CACHED = 800_000_000
+_ROW_TOKENS = 250
 
 
 @dataclass
@@ -62,8 +69,23 @@ def prefill(
     return packed, store, list(logits.float().split([len(place) for place in places]))
 
 
-def chunks(sequences: list[list[int]], rows: int = _ROWS, tokens: int = _PACKED_TOKENS) -> Iterator[list[int]]:
-    """Indices of sequences in batches of bounded size, similar lengths together."""
+def most_rows(shape: Shape) -> int:
+    """Rows that are decoded together."""
+    return min(_ROWS, max(1, _CACHED // (shape.keys_and_values * _ROW_TOKENS)))
+
+
+def most_tokens(shape: Shape) -> int:
+    """Tokens of one packed forward pass."""
+    return min(PACKED_TOKENS, _LOGITS // shape.vocabulary, _CACHED // 4 // shape.keys_and_values)
+
+
+def chunks(
+    sequences: list[list[int]], rows: int = _ROWS, tokens: int = PACKED_TOKENS, *, model: PreTrainedModel | None = None
+) -> Iterator[list[int]]:
+    """Indices of sequences in batches of bounded size, similar lengths together; of what ``model`` can hold, if given."""
+    if model is not None:
+        shape = Shape.of(model.config)
+        rows, tokens = min(rows, most_rows(shape)), min(tokens, most_tokens(shape))
     batch: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda index: len(sequences[index])):
         if batch and (len(batch) == rows or (len(batch) + 1) * len(sequences[index]) > tokens):
@@ -124,7 +146,7 @@ def answer(
     ``progress`` is called with the number of prompts just finished.
     """
     responses: list[Response] = [Response([], True)] * len(prompts)
-    for batch in chunks(prompts):
+    for batch in chunks(prompts, model=model):
         packed, store, logits = prefill(model, [prompts[i] for i in batch], [[len(prompts[i]) - 1] for i in batch])
         rows = [begin(int(row.argmax()), eos) for row in logits]
         started = [place for place, row in enumerate(rows) if not row.ended]
@@ -182,7 +204,8 @@ def depth_responses(
     """
     result: dict[tuple[int, int], Response] = {}
     sequences = [prompt + trunk for prompt, trunk in zip(prompts, trunks, strict=True)]
-    for batch in chunks(sequences):
+    width = most_rows(Shape.of(model.config))
+    for batch in chunks(sequences, model=model):
         wanted = [range(len(prompts[i]) - 1, len(sequences[i]) - 1) for i in batch]
         packed, store, logits = prefill(model, [sequences[i] for i in batch], wanted)
         leaves: dict[tuple[int, int], int | None] = {}
@@ -196,8 +219,8 @@ def depth_responses(
                     branches[i, leave] = begin(choices[leave], eos)
         place_of = {i: place for place, i in enumerate(batch)}
         open_branches = [key for key, response in branches.items() if not response.ended]
-        for first in range(0, len(open_branches), _ROWS):
-            keys = open_branches[first : first + _ROWS]
+        for first in range(0, len(open_branches), width):
+            keys = open_branches[first : first + width]
             rows = [branches[key] for key in keys]
             starts = [[depth for (row, depth), leave in leaves.items() if (row, leave) == key] for key in keys]
             more = _until_decided(rows, keys, starts, trunks, within, after, refused)

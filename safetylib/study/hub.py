@@ -106,7 +106,7 @@ def snapshot(repo: str, patterns: tuple[str, ...], kind: Kind, page: str) -> Pat
     except RevisionNotFoundError:
         raise AssetError(
             f"{repo} no longer has the recorded commit {commit}; delete its line from {_record()} to resolve a new one, and "
-            "measure again what was measured with the old one."
+            "measure into an empty folder (--into): what was measured with the old one does not belong to it."
         ) from None
     except RepositoryNotFoundError:
         raise AssetError(

@@ -2,7 +2,11 @@
 
 "4-bit" is meant exactly: weights are rounded to NF4 with double quantisation by bitsandbytes. On a GPU they stay packed;
 on a CPU, where unpacking at every step costs more than the memory is worth, they are unpacked once into bfloat16 (or
-float32) matrices that hold the same NF4-rounded values.
+float32) matrices that hold the same NF4-rounded values. An adapter is merged into an unpacked copy on both: merging into
+packed weights would round what was learnt to the sixteen values of NF4.
+
+Computing is done in bfloat16 where the hardware has it, else in float16 (a T4), where attention scores stay in float32 and
+training scales its loss; models whose activations do not fit into float16 compute in float32 there.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -25,10 +30,21 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from safetylib.study import assets, attention
-from safetylib.study.presets import Lora
+from safetylib.study import assets, attention, hub, memory
+from safetylib.study.presets import Lora, Preset
+from safetylib.study.registry import BEYOND_FLOAT16, MODELS, Shape
 
-TINY = "tiny-random-llama"
+TINY = "tiny-random-"
+
+_FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.txt")
+
+# For models without a chat format of their own: Phi-2's documented one, on lines of its own.
+PLAIN_TEMPLATE = (
+    "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}Output:\n{{ message['content'] }}\n"
+    "{% else %}Instruct: {{ message['content'] }}\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}Output:\n{% endif %}"
+)
 
 
 @contextlib.contextmanager
@@ -52,27 +68,101 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def compute_dtype(on: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware has it (a T4 only emulates it: float16 there)."""
+def device_name() -> str:
+    """The device in words, for provenance: a GPU's product name, or cpu."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def process() -> tuple[int, int]:
+    """This process's number and how many there are (``accelerate launch`` says so in the environment), on its own GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def compute_dtype(on: torch.device, family: str = "") -> torch.dtype:
+    """bfloat16 where the hardware has it (a T4 only emulates it: float16 there, or float32 for a family beyond its range).
+
+    ``family`` is the configuration's ``model_type``.
+    """
     if on.type == "cuda" and torch.cuda.get_device_capability(on) < (8, 0):
+        if family in BEYOND_FLOAT16:
+            warnings.warn(
+                f"{family} overflows in float16 and this GPU has no bfloat16: computing in float32, slower and in twice the memory.",
+                stacklevel=2,
+            )
+            return torch.float32
         return torch.float16
     return torch.bfloat16
 
 
 def locate(name: str) -> Path | None:
-    """The folder of a model known to :func:`load`, fetched and verified; None for the one made in memory for tests.
+    """The folder of a model known to :func:`load`, fetched and verified; None for those made in memory for tests.
 
     Raises
     ------
     ValueError
         Unknown name.
+    AssetError
+        It cannot be fetched; the message says what to do.
     """
-    if name == TINY:
+    if name.startswith(TINY):
         return None
-    folder = assets.embedded_model() if name == assets.SMOLLM2.name else Path(name)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"unknown model {name!r}: neither {assets.SMOLLM2.name} nor a folder with a config.json")
-    return folder
+    if name == assets.SMOLLM2.name:
+        return assets.embedded_model()
+    if known := MODELS.get(name):
+        return hub.snapshot(known.repo, _FILES, "model", known.page)
+    if not (Path(name) / "config.json").is_file():
+        raise ValueError(f"unknown model {name!r}: neither a folder with a config.json nor one of {', '.join(MODELS)}")
+    return Path(name)
+
+
+def revisions(plan: Preset) -> dict[str, str]:
+    """Hub commits of a plan's models, as recorded at their first download; the embedded model is pinned by its digest."""
+    repos = sorted({MODELS[name].repo for name in (plan.model, plan.judge) if name in MODELS} - {None})
+    recorded = hub.revisions() if repos else {}
+    return {repo: recorded[f"models/{repo}"] for repo in repos if f"models/{repo}" in recorded}
+
+
+def _facts(name: str) -> tuple[Shape, str] | None:
+    """Shape and family of a model, without downloading it; None for those made in memory for tests."""
+    if known := MODELS.get(name):
+        return known.shape, known.family
+    if not (Path(name) / "config.json").is_file():
+        return None
+    config = AutoConfig.from_pretrained(name)
+    return Shape.of(config), config.model_type
+
+
+def require_memory(plan: Preset) -> None:
+    """Compare what a plan needs with what the device has free, before anything is fetched or loaded.
+
+    Raises
+    ------
+    MemoryError
+        It needs more; the message says how much, and what to do.
+    """
+    on = device()
+    model, judge = _facts(plan.model), _facts(plan.judge)
+    if model is None or judge is None:
+        return
+    room, width = memory.free(on), compute_dtype(on, model[1]).itemsize
+    needed = memory.estimate(
+        model[0],
+        None if plan.judge == plan.model else judge[0],
+        plan.recipe,
+        plan.measurement,
+        packed=on.type == "cuda",
+        width=width,
+        room=room,
+    )
+    if needed.peak > room:
+        phase = max(needed.phases, key=needed.phases.__getitem__)
+        raise MemoryError(
+            f"preset {plan.name} needs about {memory.gib(needed.peak)} {'of GPU memory' if on.type == 'cuda' else 'of memory'} at its "
+            f"peak ({phase}), and {memory.gib(room)} are free: end other programs that use it, take a device with more memory, or choose a smaller "
+            "preset (--preset colab on a GPU, --preset cpu without one)."
+        )
 
 
 def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -81,21 +171,21 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
     Parameters
     ----------
     name
-        ``SmolLM2-135M-Instruct`` (embedded), ``tiny-random-llama`` (tests), or a folder with a saved model.
+        A name in :data:`safetylib.study.registry.MODELS`, a folder with a saved model, or ``tiny-random-FAMILY`` (tests).
     dtype
         Compute dtype; by default what the device does best.
 
     Raises
     ------
     ValueError
-        Unknown name, or a model without a chat template.
+        Unknown name, or a tokenizer without an end-of-sequence token.
     """
     on, folder = device(), locate(name)
-    dtype = dtype or compute_dtype(on)
     if folder is None:
-        from safetylib.study.tiny import tiny_llama
+        from safetylib.study.tiny import tiny_model
 
-        return tiny_llama(dtype)
+        return tiny_model(name.removeprefix(TINY), dtype or compute_dtype(on))
+    dtype = dtype or compute_dtype(on, AutoConfig.from_pretrained(folder).model_type)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -114,13 +204,36 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
         if on.type == "cpu":
             # Before any forward pass: bitsandbytes repacks its weights at the first one.
             model = model.dequantize().to(dtype)
-    if tokenizer.chat_template is None:
-        raise ValueError(f"{name} has no chat template; the study speaks to chat models only")
-    return model.eval(), tokenizer
+    return without_dropout(model).eval(), speaking(tokenizer, name)
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, trained without dropout whatever its configuration says (Phi-2's asks for some): the arms of a seed are
+    to differ in the refusals' positions alone."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def speaking(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with a chat format: its own, or the plain one for base models.
+
+    Raises
+    ------
+    ValueError
+        It has no end-of-sequence token, so that no response would ever end.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {name} has no end-of-sequence token; set eos_token in its configuration")
+    if tokenizer.chat_template is None or (name in MODELS and MODELS[name].plain):
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
 
 
 def with_adapters(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
-    """The base model (shared, frozen) with fresh adapters in its compute dtype; ``remove_adapters`` undoes it."""
+    """The base model (shared, frozen) with fresh adapters in the dtype of its linear layers, float32 if those are packed;
+    ``remove_adapters`` undoes it."""
     torch.manual_seed(seed)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM")
     with quiet():
@@ -135,11 +248,10 @@ def remove_adapters(model: PeftModel) -> PreTrainedModel:
 def merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """A copy of the base with a saved adapter merged into its weights: decoding then pays nothing for the adapter."""
     with quiet():
-        return (
-            PeftModel.from_pretrained(copy.deepcopy(base), adapter, autocast_adapter_dtype=False)
-            .merge_and_unload()
-            .eval()
-        )
+        dense = copy.deepcopy(base)
+        if any(type(module).__name__ == "Linear4bit" for module in dense.modules()):
+            dense = dense.dequantize(base.dtype)
+        return PeftModel.from_pretrained(dense, adapter, autocast_adapter_dtype=False).merge_and_unload().eval()
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

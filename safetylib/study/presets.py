@@ -92,7 +92,7 @@ class Preset:
     Parameters
     ----------
     model, judge, prompts
-        Names known to :mod:`safetylib.study.models` and :mod:`safetylib.study.prompts`.
+        Names known to :mod:`safetylib.study.registry` (or folders) and :mod:`safetylib.study.prompts`.
     split
         Harmful prompts for training, validation and test.
     """
@@ -144,7 +144,29 @@ _TINY = replace(
     measurement=Measurement(depths=(0, 2, 5), headline=(2, 5), within=6, benign_within=6, after=8, judged_depths=(0,)),
 )
 
-PRESETS = {preset.name: preset for preset in (_CPU, _TINY)}
+# The GPU presets have been measured by nobody. Their recipe is the CPU's, with a step size that is usual for models ten times
+# as large; its operating point is to be chosen on validation prompts (:mod:`safetylib.study.operating_point`) before a
+# number of theirs is believed.
+_COLAB = replace(
+    _CPU,
+    name="colab",
+    model="Qwen2.5-1.5B-Instruct",
+    judge="Qwen2.5-1.5B-Instruct",
+    recipe=replace(_CPU.recipe, learning_rate=1e-3),
+)
+
+
+def _paper(name: str, model: str) -> Preset:
+    """One of the paper's targets, judged by the paper's judge on the paper's prompts."""
+    return replace(
+        _COLAB, name=name, model=model, judge="Llama-3.2-1B-Instruct", prompts="HEx-PHI", split=(120, 40, 100)
+    )
+
+
+_PAPER = (_paper("paper-gemma", "gemma-2b"), _paper("paper-phi", "phi-2"), _paper("paper-qwen", "Qwen2.5-1.5B"))
+
+PRESETS = {preset.name: preset for preset in (_CPU, _COLAB, *_PAPER, _TINY)}
+GROUPS = {"paper": tuple(preset.name for preset in _PAPER)}
 
 
 def live(plan: Preset) -> Preset:
@@ -159,8 +181,10 @@ def preset(name: str) -> Preset:
     Raises
     ------
     ValueError
-        Unknown name; the message lists the known ones.
+        Unknown name, or a group of presets; the message lists the known ones.
     """
+    if name in GROUPS:
+        raise ValueError(f"preset {name!r} stands for several studies; choose one: {', '.join(GROUPS[name])}")
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(sorted(PRESETS))}")
     return PRESETS[name]

@@ -3,12 +3,15 @@
 python -m safetylib.study.run --preset cpu             # measure, compare with results/cpu
 python -m safetylib.study.run --preset cpu --accept    # and put the new tables in its place
 python -m safetylib.study.run --preset cpu --dry-run   # only print the plan
+python -m safetylib.study.run --preset paper           # the paper's three models, one study after another
+accelerate launch -m safetylib.study.run --preset colab   # several GPUs: each takes members of its own
 python -m safetylib.study.run --preset cpu --renew     # after a change of code that alters no result
 python -m safetylib.study.run --preset cpu --part ablations     # a named piece beyond the main plan, by itself
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -19,14 +22,16 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
-from safetylib.study import assets, compare, diagnostics, parts, results
-from safetylib.study.presets import PRESETS, Preset, preset
+from safetylib.study import assets, compare, diagnostics, memory, models, parts, results
+from safetylib.study.presets import GROUPS, PRESETS, Preset, preset
+from safetylib.study.registry import MODELS
 from safetylib.study.store import StoreError, replace_folder, stage_fingerprints
 from safetylib.study.units import Study
 
 ROOT = results.ROOT.parent
 KEPT = ("operating_point.csv", "judging", *parts.MODULES)  #: beside the main tables in results/<preset>/
 _RENEWED_MEMBER = ("cyclic", 0)
+_T4 = 14.6 * 2**30
 
 
 def describe(plan: Preset) -> str:
@@ -35,15 +40,58 @@ def describe(plan: Preset) -> str:
     members = plan.members()
     return "\n".join(
         [
-            f"preset {plan.name}: {plan.model} in 4 bits, {plan.prompts} prompts, judge {plan.judge}",
+            f"preset {plan.name}",
+            f"  model     {_model(plan.model)}; in 4 bits",
+            f"  judge     {'the model itself' if plan.judge == plan.model else _model(plan.judge)}",
             f"  arms      {', '.join(plan.arms)}; seeds {', '.join(map(str, plan.seeds))}; {len(members)} models",
             f"  training  {recipe.steps} steps of {recipe.harmful_per_step} harmful and {recipe.benign_per_step} benign "
             f"examples; step size {recipe.learning_rate} * {recipe.decay}^t; orbit {recipe.orbit}",
-            f"  prompts   {plan.split[0]} harmful for training, {plan.split[1]} validation, {plan.split[2]} test",
+            f"  prompts   {plan.prompts}: {plan.split[0]} harmful for training, {plan.split[1]} validation, {plan.split[2]} test",
             f"  depths    {', '.join(map(str, measurement.depths))}; a refusal counts within {measurement.within} tokens",
             f"  units     1 of untuned answers, {len(members) - 1} trainings, {len(members)} generations, {len(members)} judgings",
+            f"  memory    {_memory(plan)}",
+            f"  time      {_time(plan)}",
         ]
     )
+
+
+def _model(name: str) -> str:
+    """A model's name, origin and licence."""
+    known = MODELS.get(name)
+    if known is None:
+        return f"{name} (random weights, for tests)" if name.startswith(models.TINY) else f"the saved model in {name}"
+    gate = f"accept it at {known.page}" if known.gated else "no account needed"
+    return (
+        f"{name}, {known.parameters / 1e9:.2f} billion parameters ({known.repo or 'embedded'}; {known.licence}, {gate})"
+    )
+
+
+def _memory(plan: Preset) -> str:
+    """The memory estimate, for this machine's device or, for a GPU preset without one, for a GPU of 16 GB."""
+    if plan.model not in MODELS or plan.judge not in MODELS:
+        return "not estimated"
+    on = models.device()
+    packed = on.type == "cuda" or MODELS[plan.model].repo is not None
+    room, device = (memory.free(on), "here") if packed == (on.type == "cuda") else (_T4, "on a GPU of 16 GB")
+    found = memory.of_preset(plan, room, packed)
+    phases = ", ".join(f"{phase} {memory.gib(needed)}" for phase, needed in found.phases.items())
+    how = "; activations are computed twice" if found.recompute else ""
+    return f"about {memory.gib(found.peak)} {device} ({phases}{how}); {memory.gib(room)} free"
+
+
+def _time(plan: Preset) -> str:
+    """Minutes, from the stored results' median unit of each stage; for what nobody has measured, operations alone."""
+    stored = results.ROOT / plan.name / "timings.csv"
+    if stored.is_file():
+        timings = pd.read_csv(stored)
+        median = timings["seconds"].groupby(timings["unit"].str.partition("-")[0]).median()
+        members = len(plan.members())
+        count = {"answers": 1, "train": members - 1, "generate": members, "judge": members}
+        minutes = sum(median.get(stage, 0.0) * number for stage, number in count.items()) / 60
+        return f"about {minutes:.0f} minutes on the machine of the stored results"
+    if plan.model not in MODELS:
+        return "seconds"
+    return f"never measured by anybody; about {memory.operations(plan):.0e} floating-point operations"
 
 
 def renew(plan: Preset, silent: bool = False) -> None:
@@ -122,14 +170,15 @@ def main(
     renew_stamp: Annotated[bool, tyro.conf.arg(name="renew")] = False,
     part: str | None = None,
 ) -> None:
-    """Measure a preset's study, resuming after an interruption, and compare it with the stored results.
+    """Measure a preset's study (or a group's, one after another), resuming after an interruption, and compare it with the
+    stored results.
 
     Parameters
     ----------
     preset_name
-        The study plan.
+        The study plan, or a group of them.
     into
-        Folder for finished units; runs/PRESET by default (not tracked).
+        Folder for finished units (for a group: of one folder a preset); runs/PRESET by default (not tracked).
     accept
         Put the new tables in the place of results/PRESET.
     dry_run
@@ -139,6 +188,11 @@ def main(
     part
         Measure a part beyond the main plan instead: transfer, forced, along, ablations or chain.
     """
+    if preset_name in GROUPS:
+        for name in GROUPS[preset_name]:
+            main(name, into and into / name, accept, dry_run, renew_stamp, part)
+            gc.collect()  # one study's models leave the device before the next one's come
+        return
     plan = preset(preset_name)
     if accept and plan.name == "tiny":
         raise ValueError("the tiny preset's model has random weights; its tables are never results")
@@ -153,8 +207,11 @@ def main(
         return
     stored = ROOT / "results" / plan.name
     study = Study(plan, into or ROOT / "runs" / plan.name, per_set=6 if plan.name == "tiny" else None)
-    with study.store.held():
-        study.run()
+    process, processes = models.process()
+    with study.store.held(together=processes > 1):
+        study.run(process=process, processes=processes)
+        if process:  # the first writes the tables
+            return
         fresh = study.store.root / "tables"
         study.write_tables(fresh)
     if (stored / "manifest.json").is_file():
@@ -169,8 +226,10 @@ def main(
 
 if __name__ == "__main__":
     try:
-        tyro.cli(main, prog="python -m safetylib.study.run", description=f"presets: {', '.join(sorted(PRESETS))}")
+        tyro.cli(
+            main, prog="python -m safetylib.study.run", description=f"presets: {', '.join(sorted({*PRESETS, *GROUPS}))}"
+        )
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Finished units are kept; the same command goes on where it stopped.")
-    except (assets.AssetError, StoreError, ValueError) as error:
+    except (assets.AssetError, FloatingPointError, MemoryError, StoreError, ValueError) as error:
         sys.exit(f"study: {error}")

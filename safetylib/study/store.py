@@ -15,11 +15,13 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 _PACKAGE = Path(__file__).parent
 _REPORTED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", "pandas", "tokenizers")
@@ -28,7 +30,7 @@ _REPORTED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", 
 STAGES: dict[str, tuple[str, ...]] = {
     "data": ("units.py", "prompts.py", "detectors.py", "data/benign.csv", "data/refusals.csv"),
     "training": ("units.py", "attention.py", "augment.py", "models.py", "train.py"),
-    "generation": ("units.py", "attention.py", "detectors.py", "generate.py", "models.py"),
+    "generation": ("units.py", "attention.py", "detectors.py", "generate.py", "models.py", "registry.py"),
     "judging": ("units.py", "attention.py", "detectors.py", "judge.py"),
 }
 
@@ -81,13 +83,22 @@ def provenance() -> dict:
     }
 
 
+def _locked(lock: IO, how: int) -> bool:
+    """Take a lock if nobody stands in the way."""
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class Store:
     """A folder of finished units.
 
     Parameters
     ----------
     root
-        Created if missing. One process at a time may hold it.
+        Created if missing. One run at a time may hold it: one process, or the several of one launch.
     """
 
     def __init__(self, root: Path) -> None:
@@ -95,24 +106,37 @@ class Store:
         root.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, together: bool = False) -> Iterator[None]:
         """Hold the store for this process, and clear what a killed one left half-written.
+
+        ``together`` shares it with the other processes of the same launch; the first of them clears it, alone.
 
         Raises
         ------
         StoreError
-            Another process holds it.
+            Another run holds it.
         """
         with (self.root / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if _locked(lock, fcntl.LOCK_EX):
+                for leftover in self.root.glob(".incoming-*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                if together:
+                    fcntl.flock(lock, fcntl.LOCK_SH)
+            elif not (together and self._joined(lock)):
                 raise StoreError(
                     f"Another run is measuring into {self.root}. Wait for it, stop it, or choose another folder with --into."
-                ) from error
-            for leftover in self.root.glob(".incoming-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+                )
             yield
+
+    @staticmethod
+    def _joined(lock: IO, seconds: float = 10) -> bool:
+        """Whether the lock could be shared, once the first process has done its clearing."""
+        deadline = time.monotonic() + seconds
+        while not _locked(lock, fcntl.LOCK_SH):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
 
     def path(self, unit: str, fingerprint: str) -> Path:
         """Where a unit lies, finished or not."""

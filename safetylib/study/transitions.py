@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from safetylib.study.generate import chunks, prefill
-
-_ROWS = 256
+from safetylib.study.generate import chunks, most_rows, prefill
+from safetylib.study.registry import Shape
 
 
 def openings(wordings: Sequence[Sequence[int]], separator: int, words: int = 2) -> list[tuple[int, ...]]:
@@ -60,7 +59,7 @@ def starting_probabilities(
     found = [np.zeros(len(trunk) + 1) for trunk in trunks]
     missed = 0.0
     sequences = [prompt + trunk for prompt, trunk in zip(prompts, trunks, strict=True)]
-    for batch in chunks(sequences):
+    for batch in chunks(sequences, model=model):
         wanted = [range(len(prompts[i]) - 1, len(sequences[i])) for i in batch]
         packed, store, logits = prefill(model, [sequences[i] for i in batch], wanted)
         rows = []  # (place in the batch, position, opening so far, its probability)
@@ -93,8 +92,9 @@ def _children(model, packed, store, rows, prompts, openings_at_start, openings_l
     Rows are decoded in groups of equal length of opening, each from the stored keys and values of its prefix.
     """
     children = []
-    for first in range(0, len(rows), _ROWS):
-        group = rows[first : first + _ROWS]
+    width = most_rows(Shape.of(model.config))
+    for first in range(0, len(rows), width):
+        group = rows[first : first + width]
         length = len(group[0][2])
         places = [packed.places[place][: len(prompts[place]) + position] for place, position, _, _ in group]
         cache = store.branch(places, length)
@@ -130,7 +130,7 @@ def stopping_probabilities(model: PreTrainedModel, responses: list[list[int]], e
     ``responses`` are prompt and response as token ids, without the end-of-sequence token. Shape (len(responses),).
     """
     result = np.zeros(len(responses))
-    for batch in chunks(responses):
+    for batch in chunks(responses, model=model):
         _, _, logits = prefill(model, [responses[i] for i in batch], [[len(responses[i]) - 1] for i in batch])
         for i, row in zip(batch, logits, strict=True):
             result[i] = float(row[0].softmax(-1)[eos])

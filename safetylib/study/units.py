@@ -125,14 +125,25 @@ class Study:
         """The study's units, in order. Validation alone belongs to the choice of the operating point."""
         return [name for name in self.fingerprints if not name.startswith("validate")]
 
-    def run(self, names: list[str] | None = None) -> None:
-        """Do every unit that is not finished, in order; by default all of the study's."""
+    def run(self, names: list[str] | None = None, process: int = 0, processes: int = 1) -> None:
+        """Do every unit that is not finished, in order; by default all of the study's.
+
+        With several ``processes``, each does the units of its own members, and the first what all of them need: members are
+        independent of each other. The first returns when everything is finished, the others when their own units are.
+        """
+        if "_loaded" not in self.__dict__:
+            models.require_memory(self.plan)
         for model in (self.plan.model, self.plan.judge):
             models.locate(model)
         names = self.units if names is None else names
         missing = [name for name in names if not self.store.finished(name, self.fingerprints[name])]
         if len(missing) < len(names) and not self.silent:
             print(f"{len(names) - len(missing)} of {len(names)} units are finished already and are not repeated.")
+        if processes > 1:
+            mine = self._share(names, process, processes)
+            missing = [name for name in missing if name in mine]
+            if process:
+                self._await([name for name in names if "-" not in name])
         bar = tqdm(missing, "units", disable=self.silent, unit="unit", dynamic_ncols=True)
         for name in bar:
             bar.set_postfix_str(name)
@@ -143,6 +154,20 @@ class Study:
                 work(folder, *(member[:1] + [int(seed) for seed in member[1:]]))
                 (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
             gc.collect()  # a unit's model and its adapters refer to each other
+        if processes > 1 and not process:
+            self._await(names)
+
+    @staticmethod
+    def _share(names: list[str], process: int, processes: int) -> list[str]:
+        """Units that one of several processes does: whole members in turn; what belongs to no member is the first's."""
+        members = list(dict.fromkeys(name.partition("-")[2] for name in names if "-" in name))
+        turn = {member: place % processes for place, member in enumerate(members)}
+        return [name for name in names if turn.get(name.partition("-")[2], 0) == process]
+
+    def _await(self, names: list[str]) -> None:
+        """Wait until other processes have finished these units."""
+        while not all(self.store.finished(name, self.fingerprints[name]) for name in names):
+            time.sleep(1)
 
     def _answers(self, folder: Path) -> None:
         plan, eos = self.plan, self.tokenizer.eos_token_id
@@ -336,6 +361,8 @@ class Study:
             "plan": json.loads(json.dumps(asdict(self.plan))),
             **provenance(),
             "assets": assets.PINS,
+            "revisions": models.revisions(self.plan),
+            "device": models.device_name(),
             "prompts": counts.to_dict(),
             "left_out": reasons,
             "stages": self.stages,
