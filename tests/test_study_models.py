@@ -227,6 +227,16 @@ def test_gradients_that_never_fit_are_an_error(monkeypatch):
         trained(lively("llama")[0].half(), recipe)
 
 
+def test_a_model_that_overflows_float16_is_stopped_rather_than_listened_to():
+    model = lively("llama")[0].half()
+    prompts = [[1, 10, 11, 12]]
+    assert generate.answer(model, prompts, 2, -1)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(6e4)
+    with pytest.raises(FloatingPointError, match="do not fit into float16"):
+        generate.answer(model, prompts, 2, -1)
+
+
 @pytest.mark.parametrize(
     ("on", "capability", "family", "dtype"),
     [
@@ -314,6 +324,15 @@ def test_base_models_are_spoken_to_in_the_plain_format():
     own = byte_tokenizer()
     assert models.speaking(own, "a folder").chat_template == byte_tokenizer().chat_template
     assert models.speaking(own, "Qwen2.5-1.5B").chat_template == models.PLAIN_TEMPLATE, "a base model's own is not used"
+
+
+def test_a_chat_format_that_tells_the_date_tells_the_same_one_every_day():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y %H:%M:%S.%f') %}{% endif %}"
+        "Today: {{ date_string }}. {{ messages[0]['content'] }}"
+    )
+    assert tokenizer.decode(models.chat_ids(tokenizer, "Hi")) == "Today: 26 Jul 2024. Hi"
 
 
 def test_a_tokenizer_that_never_ends_is_refused():

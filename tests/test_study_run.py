@@ -254,6 +254,7 @@ def test_every_plan_is_told_with_models_licences_prompts_steps_memory_and_time(n
         assert all(word in told for word in (f"preset {plan.name}", plan.model, plan.prompts, f"{recipe.steps} steps"))
         for known in (MODELS[model] for model in {plan.model, plan.judge} & set(MODELS)):
             assert known.licence in told and (f"accept it at {known.page}" in told) is known.gated
+        assert (told.count("datasets/LLM-Tuning-Safety/HEx-PHI") == len(plans)) is (plan.prompts == "HEx-PHI")
         if plan.name not in ("cpu", "tiny"):
             assert "GiB" in told and "never measured by anybody; about" in told and "minutes" not in told
     if name == "cpu":
@@ -263,7 +264,7 @@ def test_every_plan_is_told_with_models_licences_prompts_steps_memory_and_time(n
 def test_a_group_measures_its_members_one_after_another(monkeypatch, tmp_path):
     measured = []
     monkeypatch.setattr(run, "GROUPS", {"both": ("one", "two")})
-    monkeypatch.setattr(run, "preset", lambda name: replace(TINY, name=name, arms=("base",), seeds=(0,)))
+    monkeypatch.setattr(run, "preset", lambda name: replace(TINY, name=name, arms=("base", "shallow"), seeds=(0,)))
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.setattr(run, "Study", lambda plan, into, **_: measured.append(into) or Study(plan, into, True, 1))
     run.main("both", tmp_path / "units")

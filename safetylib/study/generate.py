@@ -54,6 +54,11 @@ def prefill(
     -------
     packed, store, logits
         ``logits[i]`` has shape (len(wanted[i]), vocabulary), float32.
+
+    Raises
+    ------
+    FloatingPointError
+        The model's activations overflow float16, so that what it says would mean nothing.
     """
     packed, store = pack(sequences, model.device), KeyValueStore()
     places = [
@@ -66,6 +71,8 @@ def prefill(
         packing=packed.packing,
         logits_to_keep=torch.cat(places).to(model.device),
     ).logits[0]
+    if logits.dtype == torch.float16 and not logits.isfinite().all():
+        raise FloatingPointError("the model's activations do not fit into float16; a GPU with bfloat16 is needed")
     return packed, store, list(logits.float().split([len(place) for place in places]))
 
 

@@ -38,6 +38,9 @@ TINY = "tiny-random-"
 
 _FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.txt")
 
+# Llama 3.2's chat format tells the date; a study may not depend on the day of its run.
+_TEMPLATE_DATE = "26 Jul 2024"
+
 # For models without a chat format of their own: Phi-2's documented one, on lines of its own.
 PLAIN_TEMPLATE = (
     "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}{% for message in messages %}"
@@ -257,4 +260,6 @@ def merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Token ids of a prompt in the model's own chat template, up to where the response begins."""
     message = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, return_dict=True, date_string=_TEMPLATE_DATE
+    )["input_ids"]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
+import torch
 import tyro
 
 from safetylib.study import assets, compare, diagnostics, memory, models, parts, results
@@ -32,12 +33,14 @@ ROOT = results.ROOT.parent
 KEPT = ("operating_point.csv", "judging", *parts.MODULES)  #: beside the main tables in results/<preset>/
 _RENEWED_MEMBER = ("cyclic", 0)
 _T4 = 14.6 * 2**30
+_GATED_PROMPTS = {"HEx-PHI": "https://huggingface.co/datasets/LLM-Tuning-Safety/HEx-PHI"}
 
 
 def describe(plan: Preset) -> str:
     """The plan in words, for ``--dry-run``."""
     recipe, measurement = plan.recipe, plan.measurement
     members = plan.members()
+    gate = f" (own licence, accept it at {_GATED_PROMPTS[plan.prompts]})" if plan.prompts in _GATED_PROMPTS else ""
     return "\n".join(
         [
             f"preset {plan.name}",
@@ -46,7 +49,7 @@ def describe(plan: Preset) -> str:
             f"  arms      {', '.join(plan.arms)}; seeds {', '.join(map(str, plan.seeds))}; {len(members)} models",
             f"  training  {recipe.steps} steps of {recipe.harmful_per_step} harmful and {recipe.benign_per_step} benign "
             f"examples; step size {recipe.learning_rate} * {recipe.decay}^t; orbit {recipe.orbit}",
-            f"  prompts   {plan.prompts}: {plan.split[0]} harmful for training, {plan.split[1]} validation, {plan.split[2]} test",
+            f"  prompts   {plan.prompts}{gate}: {plan.split[0]} harmful for training, {plan.split[1]} validation, {plan.split[2]} test",
             f"  depths    {', '.join(map(str, measurement.depths))}; a refusal counts within {measurement.within} tokens",
             f"  units     1 of untuned answers, {len(members) - 1} trainings, {len(members)} generations, {len(members)} judgings",
             f"  memory    {_memory(plan)}",
@@ -231,5 +234,10 @@ if __name__ == "__main__":
         )
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Finished units are kept; the same command goes on where it stopped.")
+    except torch.OutOfMemoryError:
+        sys.exit(
+            "study: the GPU ran out of memory, against the estimate above. Finished units are kept; end other programs that use "
+            "it, or take a device with more memory, and run the same command again."
+        )
     except (assets.AssetError, FloatingPointError, MemoryError, StoreError, ValueError) as error:
         sys.exit(f"study: {error}")
