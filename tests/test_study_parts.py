@@ -1,6 +1,7 @@
 """Parts beyond the main plan: the group action on phrases, equal budgets, transition probabilities, tables and their command."""
 
 import copy
+import json
 from dataclasses import replace
 from itertools import product
 
@@ -266,3 +267,29 @@ def test_a_part_is_measured_from_the_command_line_and_compared_when_measured_aga
     said = capsys.readouterr().out
     rows = len(pd.read_csv(tmp_path / "results" / "tiny" / "along" / "outcomes.csv.gz"))
     assert f"{rows} of {rows} rows are the stored ones" in said and "0 units to do" in said
+
+
+def test_a_parts_stamp_is_renewed_only_if_a_unit_measured_again_gives_the_stored_rows(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.results, "ROOT", tmp_path / "results")
+    run.measure_part(PRESETS["tiny"], "forced", tmp_path / "runs", accept=True)
+    folder = tmp_path / "results" / "tiny" / "forced"
+    (folder.parent / "manifest.json").write_text("{}")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"stamp": "old", "stages": {}}))
+    run.renew_part(PRESETS["tiny"], "forced")
+    assert "carries the new stamp" in capsys.readouterr().out
+    assert json.loads((folder / "manifest.json").read_text()) == manifest
+    table = pd.read_csv(folder / "outcomes.csv.gz")
+    table["within"] = table["within"].astype(float)
+    table.loc[0, "within"] += 0.5
+    table.to_csv(folder / "outcomes.csv.gz", index=False)
+    with pytest.raises(run.StoreError, match=r"1 of \d+ rows of forced-base-0 differ"):
+        run.renew_part(PRESETS["tiny"], "forced")
+
+
+def test_a_unit_comes_with_everything_that_it_needs(study):
+    found = parts.part("ablations")(TINY, study.store.root, silent=True, per_set=4)
+    assert found.needed("observe-orbit2-0") == ["answers", "ablate-orbit2-0", "observe-orbit2-0"]
+    assert all(
+        part.renewed in part.own() for part in (parts.part(name)(TINY, study.store.root) for name in parts.MODULES)
+    )

@@ -116,6 +116,7 @@ class Ablations(Part):
 
     part, minutes = "ablations", 30
     code = ("parts.py", "ablations.py")
+    renewed = "observe-orbit2-0"
 
     def own(self) -> dict[str, tuple]:
         recipe, stages = asdict(self.plan.recipe), self.stages

@@ -42,6 +42,7 @@ class Along(Part):
 
     part, minutes = "along", 20
     code = ("parts.py", "along.py")
+    renewed = "along-shallow-0"
 
     def own(self) -> dict[str, tuple]:
         recipe, measurement = asdict(self.plan.recipe), asdict(self.plan.measurement)

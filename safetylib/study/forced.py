@@ -31,6 +31,7 @@ class Forced(Part):
 
     part, minutes = "forced", 5
     code = ("parts.py", "forced.py", "transitions.py")
+    renewed = "forced-base-0"
 
     def own(self) -> dict[str, tuple]:
         measurement = asdict(self.plan.measurement)

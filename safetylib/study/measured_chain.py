@@ -53,6 +53,8 @@ class MeasuredChain(Part):
 
     part, minutes = "chain", 25
     code = ("parts.py", "measured_chain.py", "forced.py", "along.py", "transitions.py")
+    renewed = "chain-adamw0"
+    keys = ("run",)
 
     def own(self) -> dict[str, tuple]:
         recipe, common = asdict(self.plan.recipe), (PROMPTS, WORDINGS, FORCED_TOKENS, ARM, SEED)

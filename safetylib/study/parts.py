@@ -46,11 +46,15 @@ class Part(Study):
         What it takes on two cores without a GPU, once the units it builds upon are there.
     code
         Modules whose code its numbers depend on, besides the main study's.
+    renewed, keys
+        The unit that is measured again to renew the tables' stamp, and the columns of the tables that name a unit.
     """
 
     part = ""
     minutes = 0
     code: tuple[str, ...] = ()
+    renewed = ""
+    keys: tuple[str, ...] = ("arm", "seed")
 
     def own(self) -> dict[str, tuple]:
         """Own units, in order: what each depends on, besides this part's code."""
@@ -77,6 +81,16 @@ class Part(Study):
         own = self.own()
         needed = {need for needs in own.values() for need in needs if isinstance(need, str)}
         return [name for name in self.fingerprints if name in needed or name in own]
+
+    def needed(self, unit: str) -> list[str]:
+        """The unit with everything that must be finished before it, in order."""
+        own, found = self.own(), {"answers", unit}
+        queue = [unit]
+        while queue:
+            needs = [need for need in own.get(queue.pop(), ()) if isinstance(need, str) and need in self.fingerprints]
+            queue += [need for need in needs if need not in found]
+            found.update(needs)
+        return [name for name in self.fingerprints if name in found]
 
     # What parts read off a model --------------------------------------------------------------------------------------
 

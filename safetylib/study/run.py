@@ -119,21 +119,55 @@ def renew(plan: Preset, silent: bool = False) -> None:
             f"{different} of {len(before)} rows of {arm}, seed {seed} differ from the stored ones: the change alters results "
             f"(or this machine rounds differently). Measure again: make reproduce PRESET={plan.name} ARGS=--accept"
         )
-    for name in parts.MODULES:
-        if (folder / name / "manifest.json").is_file():
-            _restamp(folder / name, stored.manifest["stages"])
-    _restamp(folder, stored.manifest["stages"])
+    _restamp_parts(folder, stored.manifest["stages"])
+    _write_manifest(folder, {"stages": stage_fingerprints()})
     print(f"All {len(before)} rows of {arm}, seed {seed} came out the same; results/{plan.name} carries the new stamp.")
 
 
-def _restamp(folder: Path, measured_under: dict[str, str]) -> None:
-    """Write the present stages into a manifest, if its tables were measured under the code that was just compared."""
+def renew_part(plan: Preset, name: str) -> None:
+    """Measure one of a part's units again; if its rows are the stored ones, give the part's tables the present stamps.
+
+    Raises
+    ------
+    StoreError
+        Rows differ, or another unit's rows are missing: the part has to be measured again.
+    """
+    folder = results.ROOT / plan.name / name
+    stored = results.Results(folder.parent).part(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        study = parts.part(name)(plan, Path(scratch), per_set=6 if plan.name == "tiny" else None)
+        study.run(study.needed(study.renewed))
+        fresh = pd.read_csv(study.unit(study.renewed) / "rows.csv")
+        before = stored.merge(fresh[list(study.keys)].drop_duplicates())
+        different = len(fresh) if before.shape != fresh.shape else int((~compare.same_rows(before, fresh)).sum())
+        if different:
+            raise StoreError(
+                f"{different} of {len(fresh)} rows of {study.renewed} differ from the stored ones: the change alters results (or "
+                f"this machine rounds differently). Measure again: make reproduce PRESET={plan.name} PART={name} ARGS=--accept"
+            )
+        _write_manifest(folder, {"stages": stage_fingerprints(), "stamp": study.stamp})
+    print(
+        f"All {len(fresh)} rows of {study.renewed} came out the same; results/{plan.name}/{name} carries the new stamp."
+    )
+
+
+def _write_manifest(folder: Path, changes: dict) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    if manifest["stages"] != measured_under:
-        print(f"{folder.name} was measured under other code than the main tables and keeps its stamp.")
-        return
-    (folder / "manifest.json.new").write_text(json.dumps(manifest | {"stages": stage_fingerprints()}, indent=1) + "\n")
+    (folder / "manifest.json.new").write_text(json.dumps(manifest | changes, indent=1) + "\n")
     os.replace(folder / "manifest.json.new", folder / "manifest.json")
+
+
+def _restamp_parts(folder: Path, measured_under: dict[str, str]) -> None:
+    """Carry the new stamp to the parts that were measured under the very code that was just compared."""
+    for name in parts.MODULES:
+        if (folder / name / "manifest.json").is_file():
+            manifest = json.loads((folder / name / "manifest.json").read_text())
+            if manifest["stages"] == measured_under:
+                _write_manifest(folder / name, {"stages": stage_fingerprints()})
+            elif manifest["stages"] != stage_fingerprints():
+                print(
+                    f"{name} was measured under other code and keeps its stamp: make reproduce PART={name} ARGS=--renew"
+                )
 
 
 def measure_part(plan: Preset, name: str, into: Path, accept: bool = False, dry_run: bool = False) -> None:
@@ -200,6 +234,9 @@ def main(
     if accept and plan.name == "tiny":
         raise ValueError("the tiny preset's model has random weights; its tables are never results")
     print(describe(plan))
+    if part is not None and renew_stamp and not dry_run:
+        renew_part(plan, part)
+        return
     if part is not None:
         measure_part(plan, part, into or ROOT / "runs" / plan.name, accept, dry_run)
         return

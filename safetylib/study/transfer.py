@@ -21,6 +21,7 @@ class Transfer(Part):
 
     part, minutes = "transfer", 20
     code = ("parts.py", "transfer.py")
+    renewed = "transfer-base-0"
 
     @property
     def stamp(self) -> str:
