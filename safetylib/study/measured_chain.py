@@ -10,6 +10,10 @@ quantity      what is measured
 ``stop``      of a complete refusal (a wording that was never trained on), the probability that the response ends there
 ``turn``      of a refusal whose first words were forced, the share that turns to compliance (by generation)
 ============  ============================================================================================================
+
+The step sizes of plain gradient descent were set after a probe of seven steps, whose training loss fell at 0.3 and diverged at 3; a
+run at 1 with the slower decay was not finite after twelve steps, and 0.125 took the place of 1. Nothing else of these runs was
+chosen after looking at them.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ class Run:
 
 RUNS = {
     f"{optimiser}{place}": Run(optimiser, alpha, gamma)
-    for optimiser, alphas in (("adamw", (1.5e-3, 3e-3, 6e-3)), ("sgd", (0.25, 0.5, 1.0)))
+    for optimiser, alphas in (("adamw", (1.5e-3, 3e-3, 6e-3)), ("sgd", (0.25, 0.5, 0.125)))
     for place, (alpha, gamma) in enumerate((alpha, gamma) for alpha in alphas for gamma in (0.85, 0.96))
 }
 
