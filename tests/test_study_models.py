@@ -141,11 +141,11 @@ def batch():
     return [refusal, Example([*range(20, 33), 9], [50, 51, 52], "anchor")]
 
 
-def trained(model, recipe=TINY.recipe):
+def trained(model, recipe=TINY.recipe, optimiser=torch.optim.AdamW):
     """What three steps made of the adapters' second matrices, which start at zero, as one vector; and the records."""
     adapted = models.with_adapters(model, LORA, seed=0)
     try:
-        records = train.train(adapted, [batch()] * recipe.steps, recipe, silent=True)
+        records = train.train(adapted, [batch()] * recipe.steps, recipe, silent=True, optimiser=optimiser)
         parameters = [parameter for name, parameter in adapted.named_parameters() if "lora_B" in name]
         return torch.cat([parameter.detach().float().flatten() for parameter in parameters]), records
     finally:
@@ -199,6 +199,14 @@ def test_float16_training_follows_float32_training(family):
     rough, records = trained(model.half())
     assert torch.nn.functional.cosine_similarity(exact, rough, 0) > 0.9
     assert records[-1].refusal_loss < records[0].refusal_loss
+
+
+def test_a_scaled_loss_does_not_scale_the_update():
+    """Plain SGD shows it; AdamW would forgive it."""
+    model, _ = lively("llama")
+    exact, _ = trained(model, optimiser=torch.optim.SGD)
+    rough, _ = trained(model.half(), optimiser=torch.optim.SGD)
+    assert float(rough.norm()) == pytest.approx(float(exact.norm()), rel=0.1) and exact.norm() > 0
 
 
 def test_a_step_whose_gradients_overflow_is_done_again_with_a_smaller_scale(monkeypatch):
