@@ -261,3 +261,14 @@ def test_seeds_differ_in_prompts_wordings_and_anchors(arm):
 )
 def test_seeds_differ_in_positions_where_positions_are_drawn(arm, different):
     assert len({str([e.position for e in refusals(run(arm, seed))]) for seed in range(4)}) == different
+
+
+@pytest.mark.parametrize("pool", ["harmful", "refusals", "plain", "borderline"])
+def test_an_empty_pool_is_refused_by_name(pool):
+    with pytest.raises(ValueError, match=f"nothing to draw {pool} examples from"):
+        run("cyclic", material=replace(MATERIAL, **{pool: []}))
+
+
+def test_a_pool_that_the_recipe_never_draws_from_may_be_empty():
+    recipe = replace(RECIPE, benign_per_step=1)
+    assert len(run("cyclic", recipe=recipe, material=replace(MATERIAL, borderline=[]))) == recipe.steps

@@ -94,7 +94,20 @@ def batches(arm: str, recipe: Recipe, material: Material, seed: int) -> Iterator
     """The training batches of one run, ``recipe.steps`` of them.
 
     Prompts, wordings and anchors depend on the seed only; positions on the seed and the arm.
+
+    Raises
+    ------
+    ValueError
+        A pool that the recipe draws from is empty; names it.
     """
+    needed = {"harmful": recipe.harmful_per_step, "refusals": recipe.harmful_per_step}
+    needed |= {"plain": -(-recipe.benign_per_step // 2), "borderline": recipe.benign_per_step // 2}
+    for pool, examples in needed.items():
+        if examples and not getattr(material, pool):
+            raise ValueError(
+                f"there is nothing to draw {pool} examples from: no prompt of the training split can serve (the manifest's "
+                "left_out says why harmful ones cannot)"
+            )
     streams = np.random.default_rng(seed).spawn(5)
     prompts, wordings, plain, borderline = (
         _endless(len(pool), stream)
