@@ -75,7 +75,8 @@ def contrasts(results: Results) -> list[stats.Contrast]:
 
 def _decided(name: str) -> Finding:
     row = next(contrast for contrast in contrasts(load()) if contrast.name == name)
-    decided = row.margin >= LEAST_MARGIN and row.p_holm < 0.05
+    # One seed has no variation between seeds to set a difference against: it describes two runs and decides nothing.
+    decided = row.difference.seeds > 1 and row.margin >= LEAST_MARGIN and row.p_holm < 0.05
     verdict = (
         Verdict.UNDECIDED if not decided else Verdict.REPRODUCED if row.difference.mean > 0 else Verdict.NOT_REPRODUCED
     )
@@ -83,7 +84,8 @@ def _decided(name: str) -> Finding:
     return Finding(
         verdict,
         f"{name} minus cyclic: {difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], p = {row.p_holm:.3f} after "
-        f"Holm; {difference.seeds} seeds, {difference.prompts} prompts.",
+        f"Holm; {difference.prompts} prompts, "
+        + (f"{difference.seeds} seeds." if difference.seeds > 1 else "one seed: its interval is over prompts alone."),
     )
 
 
