@@ -157,8 +157,3 @@ class Ablations(Part):
         rows = self.observed(model, (0, *self.plan.measurement.headline), self.chosen("harmful", "test"), self.answers)
         rows += self.observed_benign(model)
         self.write_rows(folder, rows, arm=variant, seed=seed)
-
-    def tables(self) -> dict[str, pd.DataFrame]:
-        trained = [unit for unit in self.own() if unit.startswith("ablate")]
-        training = pd.concat([pd.read_csv(self.unit(unit) / "training.csv") for unit in trained], ignore_index=True)
-        return super().tables() | {"training": training.round(5)}
