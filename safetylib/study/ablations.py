@@ -22,7 +22,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from safetylib.study import augment, models, train
 from safetylib.study.parts import Part

@@ -160,7 +160,7 @@ class Part(Study):
         rows = pd.concat([pd.read_csv(self.unit(unit) / "rows.csv") for unit in own], ignore_index=True)
         seconds = {unit: json.loads((self.unit(unit) / "seconds.json").read_text()) for unit in self.own()}
         training = [pd.read_csv(path) for unit in self.own() if (path := self.unit(unit) / "training.csv").is_file()]
-        return ({"training": pd.concat(training, ignore_index=True).round(5)} if training else {}) | {
+        return ({"training": pd.concat(training, ignore_index=True)} if training else {}) | {
             "outcomes": rows,
             "timings": pd.DataFrame(
                 {"unit": seconds.keys(), "seconds": [round(value, 1) for value in seconds.values()]}
