@@ -576,3 +576,174 @@ def rates_along(rates, depths: tuple[int, ...]) -> plt.Figure:
     panels[0].set(ylabel="refused, share of prompts", ylim=(-0.03, 1.03))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
+
+
+RULE_STYLES = {
+    rule: {"color": PALETTE[place], "marker": MARKERS[place], "linestyle": DASHES[place]}
+    for place, rule in enumerate(("majority", "any-refusal", "all-refuse"))
+}
+
+
+def width_paths(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: str) -> plt.Figure:
+    """Safe outputs against over-refusal as an ensemble grows, one panel a team, one path a voting rule.
+
+    ``panels`` maps a team to rules, and a rule to its points (benign prompts refused, harmful prompts safe) for W = 1, 2, ...;
+    all paths of a team start at its single member, drawn as a star.
+    """
+    figure, axes = new_axes(len(panels), sharex=True, sharey=True, figsize=(8.6, 3.5))
+    for panel, (team, rules) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        for rule, points in rules.items():
+            benign, safe = np.array(points).T
+            panel.plot(benign, safe, label=rule, markersize=4, **RULE_STYLES[rule])
+            panel.annotate(f" {len(points)}", (benign[-1], safe[-1]), va="center", fontsize=9)
+        start = next(iter(rules.values()))[0]
+        panel.plot(*start, "*", color=INK, markersize=13, label="one member", zorder=3)
+        panel.set_title(team, fontsize=10)
+    np.atleast_1d(axes)[0].set(ylabel="harmful prompts, safe outputs", xlim=(0, None), ylim=(0, 1.02))
+    figure.supxlabel(xlabel, fontsize=10)
+    figure.legend(*np.atleast_1d(axes)[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def predicted_risks(table, models: tuple[str, ...]) -> plt.Figure:
+    """Measured and predicted risk of ensembles over tested depth, a row of panels a rule, a column an arm.
+
+    Parameters
+    ----------
+    table
+        Rows of :func:`safetylib.study.width.prediction_table` for one width.
+    models
+        Its columns of predictions.
+    """
+    rules, arms = (list(dict.fromkeys(table[column])) for column in ("rule", "arm"))
+    figure, axes = plt.subplots(
+        len(rules), len(arms), sharex=True, sharey=True, squeeze=False, layout="constrained", figsize=(8.8, 4.6)
+    )
+    for (rule, arm), rows in table.groupby(["rule", "arm"], sort=False):
+        panel, depths = axes[rules.index(rule), arms.index(arm)], rows["depth"]
+        panel.fill_between(depths, rows["low"], rows["high"], color=INK, alpha=0.25, linewidth=0)
+        panel.plot(depths, rows["measured"], "o", color=INK, markersize=4, label="measured")
+        panel.plot(depths, rows["single"], color=INK, linewidth=0.8, label="one member")
+        for place, model in enumerate(models):
+            panel.plot(depths, rows[model], color=PALETTE[place], linestyle=DASHES[place + 1], label=model)
+        panel.set_title(arm if rule == rules[0] else "", fontsize=10)
+        if arm == arms[0]:
+            panel.set_ylabel(f"{rule}:\nrisk of the ensemble")
+    axes[0, 0].set_ylim(-0.02, 1.02)
+    figure.supxlabel("prefill depth, tokens", fontsize=10)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
+    return figure
+
+
+def failing_together(measured: dict[str, list[float]], expected: dict[str, list[float]], label: str) -> plt.Figure:
+    """On how many prompts 0, 1, ... of an arm's members fail, one panel an arm, beside what independence expects.
+
+    Both map an arm to numbers of prompts; ``label`` names what is expected.
+    """
+    figure, axes = new_axes(len(measured), sharex=True, sharey=True, figsize=(8.8, 2.9))
+    for panel, (arm, prompts) in zip(np.atleast_1d(axes), measured.items(), strict=True):
+        fails = np.arange(len(prompts))
+        panel.bar(fails, prompts, color=PALETTE[0], alpha=0.75, label="measured")
+        panel.plot(fails, expected[arm], linestyle="--", marker="s", markersize=5, color=PALETTE[1], label=label)
+        panel.set_title(arm, fontsize=10)
+        panel.set_xticks(fails)
+    np.atleast_1d(axes)[0].set_ylabel("prompts")
+    figure.supxlabel("members that fail on a prompt", fontsize=10)
+    figure.legend(*np.atleast_1d(axes)[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def depth_width_maps(
+    depths: list[int], panels: dict[tuple[str, str], dict], trained: dict[str, list[int]], epsilon: float, steps: int
+) -> plt.Figure:
+    """Safe outputs over tested depth and width, a row of panels a rule, a column an arm, with the frontier.
+
+    Parameters
+    ----------
+    depths
+        Tested prefill depths, the rows of every map.
+    panels
+        (rule, arm) to ``safe`` (depths, widths), and updates that each member would need, ``independent`` and
+        ``correlated``, of the same shape.
+    trained
+        Arm to the positions that it was trained at, ticked at the left.
+    epsilon
+        Tolerated risk. A cross marks a cell that measures no more.
+    steps
+        Updates that the members had: dots mark the cells where independent members are predicted to be enough, rings
+        those where correlated members are.
+    """
+    rules, arms = (list(dict.fromkeys(key[place] for key in panels)) for place in (0, 1))
+    figure, axes = plt.subplots(
+        len(rules), len(arms), sharex=True, sharey=True, squeeze=False, layout="constrained", figsize=(8.8, 6.2)
+    )
+    marks = (
+        ("x", "met", {"s": 42, "linewidth": 1.8, "color": "black", "marker": "x"}),
+        (".", "independent", {"s": 90, "facecolors": PALETTE[1], "edgecolors": "white", "marker": "o"}),
+        ("o", "correlated", {"s": 170, "facecolors": "none", "edgecolors": "black", "linewidth": 1.3, "marker": "o"}),
+    )
+    labels = {
+        "met": f"measured risk at most {epsilon:g}",
+        "independent": f"frontier within {steps} updates, independent members",
+        "correlated": "the same, measured correlation",
+    }
+    for (rule, arm), cells in panels.items():
+        panel = axes[rules.index(rule), arms.index(arm)]
+        safe = np.asarray(cells["safe"])
+        widths = np.arange(1, safe.shape[1] + 1)
+        image = panel.imshow(
+            safe, vmin=0, vmax=1, cmap="cividis", aspect="auto", extent=(0.5, widths[-1] + 0.5, len(depths) - 0.5, -0.5)
+        )
+        held = {
+            "met": safe >= 1 - epsilon - 1e-12,
+            "independent": cells["independent"] <= steps,
+            "correlated": cells["correlated"] <= steps,
+        }
+        for _, name, style in reversed(marks):
+            row, column = np.nonzero(held[name])
+            panel.scatter(widths[column], row, label=labels[name], **style)
+        for place, depth in enumerate(depths):
+            if depth in trained[arm]:
+                panel.plot(0.5, place, ">", color=PALETTE[1], markersize=6, clip_on=False)
+        panel.set_title(arm if rule == rules[0] else "", fontsize=10)
+        panel.set(xticks=widths, yticks=range(len(depths)), yticklabels=depths)
+        panel.grid(False)
+        if arm == arms[0]:
+            panel.set_ylabel(f"{rule}:\ntested depth, tokens")
+    figure.supxlabel("width, members $W$", fontsize=10)
+    figure.colorbar(image, ax=axes, label="safe outputs, share of prompts", shrink=0.7)
+    handles = [plt.Line2D([], [], marker=">", color=PALETTE[1], linestyle="none", label="trained position")]
+    for _, name, style in marks:
+        face = style.get("facecolors", "black")
+        look = {
+            "markerfacecolor": face,
+            "markeredgecolor": INK if name == "correlated" else style.get("edgecolors", INK),
+        }
+        if name == "met":
+            look = {"color": INK}
+        handles.append(plt.Line2D([], [], marker=style["marker"], linestyle="none", label=labels[name], **look))
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=9)
+    return figure
+
+
+def safety_by_cost(curves: dict[tuple[str, str], list[tuple]], xlabel: str) -> plt.Figure:
+    """Safe outputs and over-refusal against cost, one curve an (arm, rule), a point a width.
+
+    ``curves`` maps (arm, rule) to (cost, :class:`safetylib.stats.Estimate` of safe outputs, the same of benign prompts
+    refused) for W = 1, 2, ...
+    """
+    figure, axes = new_axes(2, sharex=True, sharey=True, figsize=(8.6, 3.6))
+    for (arm, rule), points in curves.items():
+        cost = [point[0] for point in points]
+        for panel, place in zip(axes, (1, 2), strict=True):
+            style = {**ARM_STYLES[arm], "linestyle": RULE_STYLES[rule]["linestyle"]}
+            estimates = [point[place] for point in points]
+            panel.plot(cost, [estimate.mean for estimate in estimates], label=f"{arm}, {rule}", markersize=5, **style)
+            low, high = ([getattr(estimate, end) for estimate in estimates] for end in ("low", "high"))
+            panel.fill_between(cost, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    axes[0].set(ylabel="share of prompts", ylim=(-0.02, 1.02), xlim=(0, None))
+    axes[0].set_title("harmful: safe outputs", fontsize=10)
+    axes[1].set_title("borderline benign: refused", fontsize=10)
+    figure.supxlabel(xlabel, fontsize=10)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    return figure
