@@ -584,19 +584,19 @@ RULE_STYLES = {
 }
 
 
-def width_paths(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: str) -> plt.Figure:
+def width_paths(panels: dict[str, dict[str, list[tuple[int, float, float]]]], xlabel: str) -> plt.Figure:
     """Safe outputs against over-refusal as an ensemble grows, one panel a team, one path a voting rule.
 
-    ``panels`` maps a team to rules, and a rule to its points (benign prompts refused, harmful prompts safe) for W = 1, 2, ...;
-    all paths of a team start at its single member, drawn as a star.
+    ``panels`` maps a team to rules, and a rule to points (W, benign prompts refused, harmful prompts safe), the first for
+    W = 1: all paths of a team start at its single member, drawn as a star. The last width is written at the path's end.
     """
     figure, axes = new_axes(len(panels), sharex=True, sharey=True, figsize=(8.6, 3.5))
     for panel, (team, rules) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         for rule, points in rules.items():
-            benign, safe = np.array(points).T
+            members, benign, safe = np.array(points).T
             panel.plot(benign, safe, label=rule, markersize=4, **RULE_STYLES[rule])
-            panel.annotate(f" {len(points)}", (benign[-1], safe[-1]), va="center", fontsize=9)
-        start = next(iter(rules.values()))[0]
+            panel.annotate(f"  {members[-1]:.0f}", (benign[-1], safe[-1]), va="bottom", ha="left", fontsize=9)
+        start = next(iter(rules.values()))[0][1:]
         panel.plot(*start, "*", color=INK, markersize=13, label="one member", zorder=3)
         panel.set_title(team, fontsize=10)
     np.atleast_1d(axes)[0].set(ylabel="harmful prompts, safe outputs", xlim=(0, None), ylim=(0, 1.02))

@@ -135,6 +135,44 @@ def test_a_parts_votes_stand_in_the_order_of_the_main_tables():
         width.part_votes(pd.DataFrame(rows), [("c", 0)], 5)
 
 
+def test_members_on_the_same_and_on_disjoint_data_are_put_side_by_side(tmp_path):
+    kinds = ("harmful", "plain", "borderline")
+    rows = [
+        {"seed": seed, "prompt": f"p{prompt:02}", "kind": kind, "refused": bool(value)}
+        for kind in kinds
+        for (seed, prompt), value in np.ndenumerate(VOTES)
+    ]
+    results = made(tmp_path, rows, seeds=range(5), headline=(0,))
+    with pytest.raises(FileNotFoundError, match="ablations"):
+        width.data_groups(results)
+    part = [
+        {"arm": f"disjoint{seed}", "seed": 0, "prompt": f"p{prompt:02}", "kind": kind, "depth": 0, "refused": not value}
+        for kind in kinds
+        for (seed, prompt), value in np.ndenumerate(VOTES[:3])
+    ]
+    (tmp_path / "ablations").mkdir()
+    pd.DataFrame(part).to_csv(tmp_path / "ablations" / "outcomes.csv.gz", index=False)
+    groups = width.data_groups(results)["plain"]
+    assert (groups["same"][0] == VOTES).all() and (groups["disjoint"][0] == ~VOTES[:3]).all()
+    table = width.data_table(results)
+    assert table.loc[("same", "majority"), "safe outputs"].mean == pytest.approx(
+        width.refusing(VOTES, 3, "majority").mean()
+    )
+    assert table.loc[("disjoint", "any-refusal"), "borderline refused"].mean == (~VOTES[:3]).any(axis=0).mean()
+    assert table.loc[("disjoint", "one member"), "correlation"].mean == width.correlation(~VOTES[:3]).mean
+
+
+def test_a_net_gain_is_what_safety_gains_minus_what_over_refusal_gains():
+    benign = ~VOTES[:, :25]
+    found = width.net_gain(VOTES, benign, 5, "any-refusal")
+    safer = VOTES.any(axis=0) - VOTES.mean(axis=0)
+    stricter = benign.any(axis=0) - benign.mean(axis=0)
+    assert found.mean == pytest.approx(safer.mean() - stricter.mean())
+    assert found.standard_error == pytest.approx(np.sqrt(safer.var(ddof=1) / 40 + stricter.var(ddof=1) / 25))
+    assert found.low < found.mean < found.high and found.high - found.low > 3.9 * found.standard_error
+    assert width.net_gain(VOTES, VOTES, 3, "majority").mean == pytest.approx(0)
+
+
 # --- what members share -----------------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
-
 from safetylib import stats
 from safetylib.claims import Basis, Finding, Verdict, register
 from safetylib.study import votes, width
@@ -283,11 +281,6 @@ def independence() -> Finding:
     return Finding(verdict, f"share on which all three fail minus the predicted one: {listed}.")
 
 
-def disjoint_votes(results: Results, depth: int, kind: str = "harmful") -> np.ndarray:
-    """Refusals of the three members that share no training prompt, (3, prompts)."""
-    return width.part_votes(results.part("ablations"), [(f"disjoint{fold}", 0) for fold in range(3)], depth, kind)
-
-
 @register(
     id="11-disjoint",
     chapter=11,
@@ -303,9 +296,11 @@ def disjoint_votes(results: Results, depth: int, kind: str = "harmful") -> np.nd
 def disjoint() -> Finding:
     """Does disjoint data make members' failures less alike?"""
     results = load()
-    same = width.headline_votes(results, width.members_of(results, "cyclic"))
-    apart = np.array([disjoint_votes(results, depth) for depth in results.headline])
-    difference = width.correlation(same, apart)
+    try:
+        groups = width.data_groups(results)["harmful"]
+    except FileNotFoundError as missing:
+        return Finding(Verdict.UNDECIDED, f"not measured: {missing}.")
+    difference = width.correlation(groups["same"], groups["disjoint"])
     margin = difference.mean / difference.standard_error if difference.standard_error else 0.0
     verdict = (
         Verdict.REPRODUCED
@@ -314,8 +309,9 @@ def disjoint() -> Finding:
         if margin <= -LEAST_MARGIN
         else Verdict.UNDECIDED
     )
+    same, apart = (width.correlation(groups[data]) for data in ("same", "disjoint"))
     return Finding(
         verdict,
-        f"correlation on the same data {width.correlation(same)}, on disjoint data {width.correlation(apart)}; "
-        f"difference {difference}; one team of three on disjoint data.",
+        f"correlation on the same data {same}, on disjoint data {apart}; difference {difference}; one team of three on "
+        "disjoint data.",
     )

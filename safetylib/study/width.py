@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import hypergeom
+from statsmodels.stats.weightstats import CompareMeans
 
 from safetylib import stats
 from safetylib.chain import ensemble, tradeoff
@@ -127,6 +128,19 @@ def outcome_table(results: Results, arms: list[str], widths: list[int], rules: t
     ).rename_axis(["members", "W", "rule"])
 
 
+def net_gain(harmful: np.ndarray, benign: np.ndarray, width: int, rule: str) -> stats.Estimate:
+    """Safe outputs minus benign prompts refused: an ensemble's value of it, minus a single member's.
+
+    Positive where a vote gains more than it moves along the trade-off. Every member is the same on both sides, and the two
+    kinds of prompts are independent: Welch's 95 % interval, over prompts *given the members*.
+    """
+    gains = [refusing(refused, width, rule) - refusing(refused, 1, rule) for refused in (harmful, benign)]
+    welch = CompareMeans.from_data(*gains)
+    low, high = welch.tconfint_diff(usevar="unequal")
+    mean, error, freedom = gains[0].mean() - gains[1].mean(), welch.std_meandiff_separatevar, welch.dof_satt()
+    return stats.Estimate(float(mean), float(low), float(high), float(error), float(freedom), sum(map(len, gains)), 1)
+
+
 def averaged(results: Results, members: list[tuple[str, int]], width: int, depth: int, threshold: float) -> float:
     """Share of safe outputs under the rule ``average``, over every ensemble of ``width`` and every prompt."""
     columns = [member_table(results, members, name, depth) for name in ("refused", "complied_after", "safety")]
@@ -150,6 +164,46 @@ def part_votes(outcomes: pd.DataFrame, members: list[tuple[str, int]], depth: in
     if missing := [member for member in members if member not in table.index]:
         raise KeyError(f"no outcomes for {missing[0]}, depth {depth}, {kind}")
     return table.loc[members].to_numpy(bool)
+
+
+def data_groups(results: Results) -> dict[str, dict[str, np.ndarray]]:
+    """Votes of cyclic members trained on the same data, and of three trained on disjoint thirds of it.
+
+    Returns
+    -------
+    dict
+        Kind of prompts to ``same`` and ``disjoint``, each (depths, members, prompts); harmful ones at the headline depths.
+
+    Raises
+    ------
+    FileNotFoundError
+        The ablations were never measured; says how to do it.
+    """
+    outcomes, team = results.part("ablations"), members_of(results, "cyclic")
+    apart = [(f"disjoint{fold}", 0) for fold in range(3)]
+    depths = {"harmful": results.headline, "plain": [0], "borderline": [0]}
+    return {
+        kind: {
+            "same": np.array([member_table(results, team, "refused", depth, kind) for depth in chosen], bool),
+            "disjoint": np.array([part_votes(outcomes, apart, depth, kind) for depth in chosen]),
+        }
+        for kind, chosen in depths.items()
+    }
+
+
+def data_table(results: Results) -> pd.DataFrame:
+    """Votes of three members of :func:`data_groups`, a row per (training data, rule), intervals given the members."""
+    groups, rows = data_groups(results), {}
+    names = {"harmful": "safe outputs", "plain": "plain refused", "borderline": "borderline refused"}
+    for data in ("same", "disjoint"):
+        alike = correlation(groups["harmful"][data])
+        for label, members, rule in (("one member", 1, "majority"), *((rule, 3, rule) for rule in QUORUM_RULES)):
+            shares = {
+                names[kind]: estimates({data: both[data]}, members, rule, given_members=True)[data]
+                for kind, both in groups.items()
+            }
+            rows[data, label] = shares | {"correlation": alike}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["training data", "vote"])
 
 
 # --- what members share -----------------------------------------------------------------------------------------------
