@@ -170,7 +170,7 @@ def test_a_net_gain_is_what_safety_gains_minus_what_over_refusal_gains():
     assert found.mean == pytest.approx(safer.mean() - stricter.mean())
     assert found.standard_error == pytest.approx(np.sqrt(safer.var(ddof=1) / 40 + stricter.var(ddof=1) / 25))
     assert found.low < found.mean < found.high and found.high - found.low > 3.9 * found.standard_error
-    assert width.net_gain(VOTES, VOTES, 3, "majority").mean == pytest.approx(0)
+    assert width.net_gain(VOTES, VOTES, 3, "quorum-3").mean == pytest.approx(0)
 
 
 # --- what members share -----------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def net_gain(harmful: np.ndarray, benign: np.ndarray, width: int, rule: str) -> 
     Positive where a vote gains more than it moves along the trade-off. Every member is the same on both sides, and the two
     kinds of prompts are independent: Welch's 95 % interval, over prompts *given the members*.
     """
-    gains = [refusing(refused, width, rule) - refusing(refused, 1, rule) for refused in (harmful, benign)]
+    gains = [refusing(refused, width, rule) - refusing(refused, 1, "majority") for refused in (harmful, benign)]
     welch = CompareMeans.from_data(*gains)
     low, high = welch.tconfint_diff(usevar="unequal")
     mean, error, freedom = gains[0].mean() - gains[1].mean(), welch.std_meandiff_separatevar, welch.dof_satt()
