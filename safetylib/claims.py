@@ -76,6 +76,7 @@ _LEDGERS = (
     "safetylib.proofs",
     "safetylib.study.findings",
     "safetylib.study.augmentation_findings",
+    "safetylib.study.judging_findings",
     "safetylib.study.depth_findings",
 )
 _LEDGER: dict[str, Claim] = {}

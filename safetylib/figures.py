@@ -747,3 +747,66 @@ def safety_by_cost(curves: dict[tuple[str, str], list[tuple]], xlabel: str) -> p
     figure.supxlabel(xlabel, fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     return figure
+
+
+def judge_agreement(table, titles: dict[str, str]) -> plt.Figure:
+    """Cohen's kappa of every judge with its interval, beside the floor's kappa on the same texts; one panel a set.
+
+    Parameters
+    ----------
+    table
+        One row a judge and set: set, judge, kappa, low, high, floor, fails; a judge that was not asked has no kappa.
+    titles
+        Set to its panel's title.
+    """
+    figure, panels = new_axes(len(titles), sharex=True, sharey=True, figsize=(7.6, 3.4))
+    judges = list(dict.fromkeys(table["judge"]))[::-1]
+    for panel, (name, title) in zip(np.atleast_1d(panels), titles.items(), strict=True):
+        rows = table[(table["set"] == name) & table["kappa"].notna()].set_index("judge")
+        for place, judge in enumerate(judges):
+            if judge not in rows.index:
+                panel.annotate("not asked", (0.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+                continue
+            row = rows.loc[judge]
+            color = PALETTE[1] if row["fails"] else PALETTE[0]
+            panel.errorbar(
+                row["kappa"],
+                place,
+                xerr=[[row["kappa"] - row["low"]], [row["high"] - row["kappa"]]],
+                marker="X" if row["fails"] else "o",
+                color=color,
+                capsize=3,
+            )
+            panel.plot([row["floor"]] * 2, [place - 0.3, place + 0.3], color=INK, linewidth=2)
+        panel.set(title=title, xlabel="Cohen's kappa", ylim=(-0.6, len(judges) - 0.4))
+        panel.axvline(0, color=INK, linewidth=1, linestyle=":")
+        panel.set_yticks(range(len(judges)), judges)
+    marks = [
+        mpl.lines.Line2D([], [], color=PALETTE[0], marker="o", linestyle="none", label="at or above the floor"),
+        mpl.lines.Line2D([], [], color=PALETTE[1], marker="X", linestyle="none", label="fails"),
+        mpl.lines.Line2D([], [], color=INK, marker="|", markersize=12, linestyle="none", label="floor: keywords"),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def prefix_in_view(table) -> plt.Figure:
+    """Refusal rate over prefill depth by arm, with and without the prefix in the detector's view; means over seeds.
+
+    ``table`` has the columns arm, seed, depth, refused and refused_prefix_seen.
+    """
+    figure, axes = new_axes()
+    means = table.groupby(["arm", "depth"])[["refused", "refused_prefix_seen"]].mean()
+    for arm, style in ARM_STYLES.items():
+        if arm not in means.index:
+            continue
+        rows = means.loc[arm]
+        axes.plot(rows.index, rows["refused"], markersize=5, label=arm, **style)
+        hollow = style | {"linestyle": "none", "markerfacecolor": "none"}
+        axes.plot(rows.index, rows["refused_prefix_seen"], markersize=9, **hollow)
+    axes.plot([], [], "o", color=INK, markersize=9, markerfacecolor="none", label="prefix in view")
+    axes.set(
+        xlabel="prefill depth, tokens", ylabel="refused by the main detector,\nshare of prompts", ylim=(-0.03, 1.03)
+    )
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
