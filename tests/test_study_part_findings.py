@@ -1,0 +1,151 @@
+"""What is read off the parts' tables: HarmBench, along training, teacher forcing, ablations; on tables made by hand."""
+
+from itertools import product
+
+import pandas as pd
+import pytest
+from made_results import made
+
+from safetylib.claims import Verdict
+from safetylib.study import augmentation_findings, depth_findings
+
+PROMPTS = [f"p{n}" for n in range(20)]
+
+
+def store(results, name, rows):
+    """Write a part's outcomes beside the main tables."""
+    folder = results.folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "outcomes.csv.gz", index=False)
+    return results
+
+
+def main(tmp_path, rates, seeds=(0, 1), depths=(0, 5)):
+    """Main results whose arm refuses the first ``rate`` of the prompts, at every depth, for every seed."""
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "prompt": prompt,
+            "depth": depth,
+            "refused": place < rate * len(PROMPTS),
+            "kind": kind,
+        }
+        for (arm, rate), seed, (place, prompt), (kind, depth) in product(
+            rates.items(),
+            seeds,
+            list(enumerate(PROMPTS)),
+            [*(("harmful", depth) for depth in depths), ("plain", 0), ("borderline", 0)],
+        )
+    ]
+    return made(tmp_path / "made", rows, seeds=seeds, depths=depths, headline=(5,), recipe={"orbit": [0]})
+
+
+def refusals(arm, share, seed=0, depth=0, **more):
+    """Rows of an arm that refuses the first ``share`` of the prompts."""
+    return [
+        {"arm": arm, "seed": seed, "prompt": prompt, "depth": depth, "refused": place < share * len(PROMPTS), **more}
+        for place, prompt in enumerate(PROMPTS)
+    ]
+
+
+def test_a_part_that_was_never_measured_says_how(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make reproduce PRESET=made PART=transfer ARGS=--accept"):
+        depth_findings.transfer_rates(main(tmp_path, {"cyclic": 0.5}))
+
+
+# --- HarmBench --------------------------------------------------------------------------------------------------------
+
+
+def test_transfer_contrasts_pair_prompts_and_seeds(tmp_path):
+    results = main(tmp_path, {"shallow": 0.1, "cyclic": 0.9})
+    rates = {("shallow", 0): 0.1, ("shallow", 1): 0.2, ("cyclic", 0): 0.8, ("cyclic", 1): 0.9}
+    rows = [row for (arm, seed), rate in rates.items() for depth in (0, 5) for row in refusals(arm, rate, seed, depth)]
+    store(results, "transfer", rows)
+    assert depth_findings.transfer_table(results, "cyclic", 5).shape == (2, 20)
+    assert depth_findings.transfer_rates(results)["shallow"][5].mean == pytest.approx(0.15)
+    contrast = depth_findings.transfer_contrasts(results)
+    assert list(contrast) == ["shallow"] and contrast["shallow"].difference.mean == pytest.approx(0.7)
+
+
+def test_a_missing_harmbench_prompt_is_an_error_and_no_smaller_table(tmp_path):
+    results = main(tmp_path, {"cyclic": 0.9})
+    store(results, "transfer", (refusals("cyclic", 0.5, 0) + refusals("cyclic", 0.5, 1))[:-1])
+    with pytest.raises(ValueError, match="not put to every seed"):
+        depth_findings.transfer_table(results, "cyclic", 0)
+
+
+# --- along training ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({0: 0.0, 1: 0.5, 2: 0.9, 4: 0.95}, 2),
+        ({0: 0.0, 1: 0.95, 2: 0.5, 4: 0.95}, 4),  # passing through the level is not converging
+        ({0: 0.9, 1: 0.9, 2: 0.9, 4: 0.9}, 0),
+        ({0: 0.0, 1: 0.95, 2: 0.95, 4: 0.85}, None),
+    ],
+)
+def test_converged_is_the_first_checkpoint_that_holds_to_the_end(tmp_path, rates, expected):
+    results = main(tmp_path, {"cyclic": 0.5})
+    store(results, "along", [row for step, rate in rates.items() for row in refusals("cyclic", rate, step=step)])
+    found = depth_findings.steps_to(results)
+    assert found.loc["cyclic", 0] is pd.NA if expected is None else found.loc["cyclic", 0] == expected
+
+
+def test_rates_along_are_means_by_arm_step_and_depth(tmp_path):
+    results = main(tmp_path, {"cyclic": 0.5})
+    rows = refusals("cyclic", 0.25, step=0) + refusals("cyclic", 0.75, step=4) + refusals("deep", 0.5, depth=5, step=4)
+    found = depth_findings.along_rates(store(results, "along", rows))
+    assert found.loc[("cyclic", 0), 0] == 0.25 and found.loc[("cyclic", 4), 0] == 0.75
+    assert found.loc[("deep", 4), 5] == 0.5
+
+
+# --- teacher forcing --------------------------------------------------------------------------------------------------
+
+
+def test_forced_and_generated_are_compared_on_the_same_prompts(tmp_path):
+    results = main(tmp_path, {"cyclic": 0.5})
+    rows = [
+        {"arm": "cyclic", "seed": 0, "prompt": prompt, "depth": 5, "immediate": 0.1, "within": 0.25, "missed": 0.0}
+        for prompt in PROMPTS[:5]  # all of these are refused
+    ]
+    found = depth_findings.forced_against_generated(store(results, "forced", rows))
+    assert len(found) == 1 and found.loc[("cyclic", 5)].to_dict() == {"forced": 0.25, "generated": 1.0}
+
+
+# --- ablations --------------------------------------------------------------------------------------------------------
+
+
+def ablated(tmp_path, rates, seeds):
+    results = main(tmp_path, {"cyclic": 0.5}, seeds=(0, 1, 2))
+    rows = [
+        row
+        for arm, rate in rates.items()
+        for seed in seeds
+        for kind, depth in (("harmful", 0), ("harmful", 5), ("plain", 0), ("borderline", 0))
+        for row in refusals(arm, rate, seed, depth, kind=kind)
+    ]
+    return store(results, "ablations", rows)
+
+
+def test_variants_are_compared_with_the_cyclic_runs_of_their_own_seeds(tmp_path):
+    results = ablated(tmp_path, {"orbit2": 0.25, "orbit8": 0.75, "rotate": 0.5}, seeds=(0, 2))
+    assert augmentation_findings.cyclic_table(results, 5).shape == (2, 20)
+    found = augmentation_findings.variants(results)
+    assert list(found) == ["orbit of 2", "orbit of 4 (cyclic)", "orbit of 8", "rotated phrases"]
+    assert [round(cells[5].mean, 2) for cells in found.values()] == [0.25, 0.5, 0.75, 0.5]
+    differences = {row.name: round(row.difference.mean, 2) for row in augmentation_findings.contrasts(results)}
+    assert differences == {"orbit of 2": -0.25, "orbit of 8": 0.25, "rotated phrases": 0.0}
+    assert augmentation_findings.over_refusal(results)["orbit of 8"]["borderline"].mean == 0.75
+
+
+@pytest.mark.parametrize(("seeds", "decided"), [((0,), False), ((0, 1, 2), True)])
+def test_one_seed_decides_nothing_however_narrow_its_interval(tmp_path, monkeypatch, seeds, decided):
+    results = ablated(tmp_path, {"orbit2": 0.5, "orbit8": 1.0, "rotate": 0.5}, seeds)
+    monkeypatch.setattr(augmentation_findings, "load", lambda: results)
+    finding = augmentation_findings.diversity()
+    assert (finding.verdict is Verdict.REPRODUCED) is decided
+    assert ("one seed" in finding.evidence) is not decided
+    assert augmentation_findings.phrases().verdict is Verdict.UNDECIDED
