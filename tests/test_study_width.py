@@ -9,7 +9,8 @@ from made_results import made
 
 from safetylib import stats
 from safetylib.chain import ensemble
-from safetylib.study import votes, width
+from safetylib.claims import Verdict
+from safetylib.study import findings, votes, width
 
 GENERATOR = np.random.default_rng(0)
 VOTES = GENERATOR.random((5, 40)) < GENERATOR.random(40)  # members that share how hard a prompt is
@@ -337,3 +338,67 @@ def test_costs_are_medians_over_seeds_of_seconds_a_member_and_a_response(tmp_pat
     lines = [f"{stage}{seed},{value}" for stage, values in times.items() for seed, value in enumerate(values)]
     (tmp_path / "timings.csv").write_text("unit,seconds\n" + "\n".join(lines))
     assert width.costs(results).loc["cyclic"].to_dict() == {"training": 110, "response": 2}
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def study(folder, **arms):
+    """Stored tables of an untuned model that never refuses, and arms with these (members, prompts) votes at one depth."""
+    tables = {"base": np.zeros((1, arms["cyclic"].shape[1]), bool)} | arms
+    rows = [
+        {"arm": arm, "seed": seed, "prompt": f"p{prompt:03}", "depth": 5, "refused": bool(value)}
+        for arm, table in tables.items()
+        for (seed, prompt), value in np.ndenumerate(table)
+    ]
+    return made(folder, rows, seeds=range(5), depths=(5,), headline=(5,))
+
+
+NONE, ALL = np.zeros((5, 300), bool), np.ones((5, 300), bool)
+APART = np.random.default_rng(2).random((5, 300)) < 0.8  # independent members
+ALIKE = np.repeat(APART[:1], 5, axis=0)  # members that copy one another
+
+
+@pytest.mark.parametrize(
+    ("claim", "arms", "verdict"),
+    [
+        (findings.offset, {"shallow": NONE, "cyclic": APART}, Verdict.NOT_REPRODUCED),
+        (findings.offset, {"shallow": APART, "cyclic": APART}, Verdict.REPRODUCED),
+        (findings.majority, {"shallow": NONE, "cyclic": APART}, Verdict.REPRODUCED),
+        (findings.majority, {"shallow": NONE, "cyclic": ALIKE}, Verdict.UNDECIDED),
+        (findings.majority, {"shallow": APART, "cyclic": ALIKE}, Verdict.UNDECIDED),
+        (findings.majority, {"shallow": NONE, "cyclic": NONE}, Verdict.UNDECIDED),
+        (findings.independence, {"shallow": ALIKE, "cyclic": APART}, Verdict.NOT_REPRODUCED),
+        (findings.independence, {"shallow": APART, "cyclic": APART}, Verdict.UNDECIDED),
+        (findings.any_refusal, {"shallow": ~APART, "cyclic": ALL}, Verdict.NOT_REPRODUCED),
+        (findings.any_refusal, {"shallow": APART, "cyclic": ALL}, Verdict.UNDECIDED),
+    ],
+)
+def test_a_claims_verdict_follows_from_the_votes(tmp_path, monkeypatch, claim, arms, verdict):
+    results = study(tmp_path, **arms)
+    benign = results.outcomes.assign(kind="plain", depth=0)
+    pd.concat([results.outcomes, benign]).to_csv(tmp_path / "outcomes.csv.gz", index=False)
+    monkeypatch.setattr(findings, "load", lambda: type(results)(tmp_path))
+    assert claim().verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("same", "disjoint", "verdict"),
+    [
+        (ALIKE, APART[2:], Verdict.REPRODUCED),
+        (APART, ALIKE[2:], Verdict.NOT_REPRODUCED),
+        (APART, APART[2:], Verdict.UNDECIDED),
+        (ALIKE, None, Verdict.UNDECIDED),
+    ],
+)
+def test_disjoint_data_help_if_failures_correlate_less(tmp_path, monkeypatch, same, disjoint, verdict):
+    groups = {"harmful": {"same": same, "disjoint": disjoint}}
+
+    def data_groups(_):
+        if disjoint is None:
+            raise FileNotFoundError("no ablations")
+        return groups
+
+    monkeypatch.setattr(width, "data_groups", data_groups)
+    monkeypatch.setattr(findings, "load", lambda: None)
+    assert findings.disjoint().verdict == verdict
