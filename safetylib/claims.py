@@ -78,6 +78,7 @@ _LEDGERS = (
     "safetylib.study.augmentation_findings",
     "safetylib.study.judging_findings",
     "safetylib.study.depth_findings",
+    "safetylib.study.chain_findings",
 )
 _LEDGER: dict[str, Claim] = {}
 

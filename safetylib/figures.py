@@ -810,3 +810,112 @@ def prefix_in_view(table) -> plt.Figure:
     )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+LAW_STYLES = {
+    law: {"color": PALETTE[place], "linestyle": DASHES[place]}
+    for place, law in enumerate(("additive", "softmax", "cross-entropy"))
+}
+
+
+def laws_along_training(panels: dict[str, tuple]) -> plt.Figure:
+    """A measured probability over the clock of step sizes, every run a marker, with the laws fitted to all runs.
+
+    ``panels`` maps a title to a :class:`safetylib.study.laws.Trajectories` and its fits, law to
+    :class:`safetylib.study.laws.Fit` of one row.
+    """
+    figure, axes = new_axes(len(panels), sharey=True, figsize=(7.6, 3.9), squeeze=False)
+    for panel, (title, (series, fits)) in zip(axes[0], panels.items(), strict=True):
+        clock, means = series.clock(), series.values.mean(axis=2)
+        for place in range(len(series.runs)):
+            filled = {"markerfacecolor": INK if place % 2 else "none"}
+            label = rf"$\alpha$ = {series.alpha[place]:g}, $\gamma$ = {series.gamma[place]:g}"
+            panel.plot(
+                clock[place, 1:], means[place, 1:], MARKERS[place % 6], color=INK, markersize=5, label=label, **filled
+            )
+        along = np.geomspace(clock[:, 1].min(), clock.max(), 200)
+        for law, fitted in fits.items():
+            panel.plot(along, fitted(along)[0], linewidth=2, label=law, **LAW_STYLES[law])
+        panel.axhline(means[0, 0], color=INK, linewidth=0.8, linestyle=":")
+        panel.set(xscale="log", xlabel=r"clock $S_t$", title=title)
+        panel.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        handles, labels = panel.get_legend_handles_labels()
+        runs = len(series.runs)
+        panel.legend(handles[:runs], labels[:runs], loc="upper left", fontsize=7)
+    highest = max(max(series.values.mean(axis=2).max() for series, _ in panels.values()), 0.05)
+    axes[0, 0].set_ylim(-0.05 * highest, min(1.7 * highest, 1.03))  # room for the legend
+    axes[0, 0].set_ylabel("refusal starts, mean over prompts\nand depths (dots: untrained)")
+    figure.legend(handles[runs:], labels[runs:], loc="outside lower center", ncols=3)
+    return figure
+
+
+def rates_by_step_size(panels: dict[str, dict]) -> plt.Figure:
+    """Rates of single runs over alpha, one line a depth, each over the geometric mean of its depth.
+
+    ``panels`` maps a title to a dictionary from a depth to (alpha, gamma, rate), arrays over runs; a rate that is nan is
+    left out.
+    """
+    figure, axes = new_axes(len(panels), sharey=True, squeeze=False)
+    for panel, (title, depths) in zip(axes[0], panels.items(), strict=True):
+        for place, (depth, (alpha, gamma, rate)) in enumerate(depths.items()):
+            rate = rate / np.exp(np.log(rate[~np.isnan(rate)]).mean()) if not np.isnan(rate).all() else rate
+            for number, decay in enumerate(np.unique(gamma)):
+                chosen = np.flatnonzero(gamma == decay)[np.argsort(alpha[gamma == decay])]
+                panel.plot(
+                    alpha[chosen],
+                    rate[chosen],
+                    color=PALETTE[place % 6],
+                    marker=MARKERS[place % 6],
+                    markersize=5,
+                    linestyle=DASHES[number],
+                    label=f"k = {depth}" if number == len(np.unique(gamma)) - 1 else None,
+                )
+        ends = np.array([alpha.min(), alpha.max()])
+        panel.plot(ends, np.sqrt(ends.prod()) / ends, color=INK, linewidth=1, label="steps alone count")
+        panel.axhline(1, color=INK, linewidth=1, linestyle=":", label="one rate")
+        panel.set(xlabel=r"step size $\alpha$", xscale="log", yscale="log", title=title)
+        panel.set_xticks(np.unique(alpha), [f"{value:g}" for value in np.unique(alpha)])
+        panel.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        panel.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes[0, 0].set_ylabel("rate of one run, over the mean")
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return figure
+
+
+def predicted_depth_curves(depths, arms: dict[str, dict], orbit=()) -> plt.Figure:
+    """Refusal within m tokens over prefill depth, generated and predicted, one panel an arm.
+
+    ``arms`` maps an arm to curves, label to values at ``depths``; the first is drawn as points.
+    """
+    rows = -(-len(arms) // 3)
+    figure, axes = plt.subplots(
+        rows, 3, layout="constrained", sharex=True, sharey=True, figsize=(7.6, 2.3 * rows + 0.6), squeeze=False
+    )
+    for panel, (arm, curves) in zip(axes.flat, arms.items(), strict=False):
+        for place, (label, values) in enumerate(curves.items()):
+            if place == 0:
+                panel.plot(depths, values, "o", color=INK, markersize=4, label=label)
+            else:
+                panel.plot(depths, values, color=PALETTE[place - 1], linestyle=DASHES[place - 1], label=label)
+        panel.plot(orbit, [-0.03] * len(orbit), "|", color=INK, markersize=8, clip_on=False)
+        panel.set(title=arm, ylim=(-0.03, 1.03))
+    for spare in axes.flat[len(arms) :]:
+        spare.set_axis_off()
+    figure.supxlabel("prefill depth, tokens (ticks: trained positions)", fontsize=10, color=INK)
+    figure.supylabel("refused within m tokens", fontsize=10, color=INK)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
+    return figure
+
+
+def prompts_within_classes(depths, panels: dict[str, np.ndarray]) -> plt.Figure:
+    """The starting probability of every prompt over prefill depth, thin, and the class mean, thick; one panel an arm.
+
+    ``panels`` maps an arm to (depths, prompts) probabilities.
+    """
+    figure, axes = new_axes(len(panels), sharey=True, figsize=(7.6, 3.2), squeeze=False)
+    for panel, (arm, table) in zip(axes[0], panels.items(), strict=True):
+        panel.plot(depths, table, color=PALETTE[5], linewidth=0.7, alpha=0.6)
+        panel.plot(depths, table.mean(axis=1), color=PALETTE[0], linewidth=2.5, marker="o", markersize=4)
+        panel.set(title=arm, xlabel="prefill depth $k$, tokens", ylim=(-0.03, 1.03))
+    axes[0, 0].set_ylabel("a refusal starts right here, $q_k$")
+    return figure

@@ -1,0 +1,171 @@
+"""Stored tables of the measured chain and of forced prefixes, in the shapes that fits and comparisons need. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from safetylib.study import results
+from safetylib.study.laws import Trajectories
+
+QUANTITIES = {
+    "start": "a refusal starts after k harmful tokens, Q(H_k, R)",
+    "stop": "a complete refusal ends there",
+    "stay": "a refusal that has begun does not turn to compliance",
+}
+
+
+@dataclass(frozen=True)
+class MeasuredRuns:
+    """Transition probabilities along training runs.
+
+    Attributes
+    ----------
+    outcomes
+        A row per (run, step, quantity, prompt, depth); the run ``untrained`` is step 0 of every other one.
+    training
+        A row per (run, step): the step size that was used, losses.
+    """
+
+    outcomes: pd.DataFrame
+    training: pd.DataFrame
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Optimiser, alpha and gamma of every run, read off the step sizes that were used."""
+        rows = {}
+        for run, used in self.training.sort_values(["run", "step"]).groupby("run"):
+            first, last = used["step_size"].iloc[[0, -1]]
+            rows[run] = {
+                "optimiser": str(run).rstrip("0123456789"),
+                "alpha": first,
+                "gamma": round((last / first) ** (1 / (used["step"].iloc[-1] - used["step"].iloc[0])), 4),
+            }
+        return pd.DataFrame(rows).T.astype({"alpha": float, "gamma": float}).rename_axis("run")
+
+    @property
+    def optimisers(self) -> list[str]:
+        """Names of the optimisers, in the order of the runs."""
+        return list(dict.fromkeys(self.runs["optimiser"]))
+
+    def depths(self, quantity: str) -> list[int]:
+        """Prefill depths at which a quantity was measured."""
+        return sorted(self._rows(quantity)["depth"].unique().tolist())
+
+    def _rows(self, quantity: str) -> pd.DataFrame:
+        if quantity not in QUANTITIES:
+            raise ValueError(f"unknown quantity {quantity!r}; known: {', '.join(QUANTITIES)}")
+        return self.outcomes[self.outcomes["quantity"] == ("turn" if quantity == "stay" else quantity)]
+
+    def trajectories(self, optimiser: str, quantity: str, depth: int = 0) -> Trajectories:
+        """One of ``QUANTITIES`` along the runs of an optimiser.
+
+        Raises
+        ------
+        ValueError
+            Some run lacks a step or a prompt that another one has.
+        """
+        rows = self._rows(quantity).query("depth == @depth")
+        table = rows.pivot(index="prompt", columns=["run", "step"], values="value").sort_index()
+        chosen = self.runs.query("optimiser == @optimiser")
+        steps = sorted({step for run, step in table.columns if run in chosen.index})
+        cells = [[table[run, step] for step in steps if (run, step) in table] for run in chosen.index]
+        if any(len(row) < len(steps) for row in cells) or table.isna().to_numpy().any():
+            raise ValueError(f"{quantity}, depth {depth}, {optimiser}: some run lacks a step or a prompt")
+        values = np.array([[table["untrained", 0], *row] for row in cells], dtype=float)
+        return Trajectories(
+            name=f"{quantity} {depth}" if quantity == "start" else quantity,
+            runs=tuple(chosen.index),
+            alpha=chosen["alpha"].to_numpy(),
+            gamma=chosen["gamma"].to_numpy(),
+            steps=np.array([0, *steps]),
+            values=1 - values if quantity == "stay" else values,
+        )
+
+
+def measured_runs(preset: str = "cpu") -> MeasuredRuns:
+    """The stored table of the measured chain."""
+    stored = results.load(preset)
+    return MeasuredRuns(stored.part("chain"), stored.part("chain", "training"))
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Probabilities by teacher forcing beside what was generated, for the same models, prompts and depths.
+
+    Attributes
+    ----------
+    depths, prompts
+        Depths in order; prompts measured at all of them.
+    immediate, within, generated
+        Arm -> (seeds, depths, prompts): that a refusal starts right after k tokens; that one starts within m tokens, if the
+        answer goes on as the untuned model's; whether the model's own continuation refused within m tokens.
+    missed
+        No probability is short by more than this times m.
+    window
+        m.
+    """
+
+    depths: tuple[int, ...]
+    prompts: tuple[str, ...]
+    immediate: dict[str, np.ndarray]
+    within: dict[str, np.ndarray]
+    generated: dict[str, np.ndarray]
+    missed: float
+    window: int
+
+    @property
+    def trained(self) -> list[str]:
+        """Arms but the untuned one."""
+        return [arm for arm in self.immediate if arm != "base"]
+
+    def only(self, chosen: np.ndarray) -> Forced:
+        """The same for some prompts, given by their indices; one may stand there twice."""
+        parts = [
+            {arm: table[..., chosen] for arm, table in part.items()}
+            for part in (self.immediate, self.within, self.generated)
+        ]
+        return Forced(self.depths, tuple(self.prompts[i] for i in chosen), *parts, self.missed, self.window)
+
+
+def forced(preset: str = "cpu") -> Forced:
+    """The stored table of forced prefixes, with the main study's outcomes for the same models and prompts."""
+    main = results.load(preset)
+    return side_by_side(
+        main.part("forced"),
+        main.outcomes.query("kind == 'harmful' and split == 'test'"),
+        main.arms,
+        main.manifest["plan"]["measurement"]["within"],
+    )
+
+
+def side_by_side(table: pd.DataFrame, outcomes: pd.DataFrame, arms: list[str], window: int) -> Forced:
+    """Forced prefixes and generated refusals in arrays of one shape; prompts whose answer is too short are left out."""
+    depths = tuple(sorted(table["depth"].unique()))
+    measured = table.groupby("prompt")["depth"].nunique()
+    prompts = tuple(sorted(measured.index[measured == len(depths)]))
+    kept = table[table["prompt"].isin(prompts)]
+
+    def arrays(rows: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
+        found = {}
+        for arm in arms:
+            seeds = sorted(table.loc[table["arm"] == arm, "seed"].unique())
+            wide = rows[rows["arm"] == arm].pivot(index=["seed", "depth"], columns="prompt", values=column)
+            wide = wide.reindex(index=pd.MultiIndex.from_product([seeds, depths]), columns=list(prompts))
+            if wide.isna().to_numpy().any():
+                raise ValueError(f"{arm}: some seed, depth or prompt has no {column}")
+            found[arm] = wide.to_numpy(dtype=float).reshape(len(seeds), len(depths), len(prompts))
+        return found
+
+    return Forced(
+        depths,
+        prompts,
+        arrays(kept, "immediate"),
+        arrays(kept, "within"),
+        arrays(outcomes, "refused"),
+        float(table["missed"].max()),
+        window,
+    )

@@ -1,0 +1,208 @@
+"""Laws along training: what generated the data is found again, and preferred; what did not is not."""
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from safetylib.chain import updates
+from safetylib.study import laws
+
+ALPHAS, GAMMAS, STEPS = (1.0, 2.0, 4.0), (0.85, 0.96), np.array([0, 1, 2, 4, 8, 16, 24])
+RUNS = [(alpha, gamma) for alpha in ALPHAS for gamma in GAMMAS]
+TRUTH = {"additive": (0.02, 0.016), "softmax": (0.02, 0.14), "cross-entropy": (0.02, 0.2)}
+
+
+def trajectories(law, *, clock="step sizes", prompts=12, spread=0.0, truth=TRUTH, seed=0):
+    """Runs that follow a law in one of the clocks, with prompts scattered about the class on the scale of logits."""
+    alpha, gamma = np.array(RUNS).T
+    blank = np.zeros((len(RUNS), len(STEPS), prompts))
+    made = laws.Trajectories("made", tuple(map(str, RUNS)), alpha, gamma, STEPS, blank)
+    ticks = made.clock(clock)
+    ticks = ticks * made.clock().max() / ticks.max()
+    level = np.clip(laws.curve(law, ticks, *truth[law]), 1e-6, 1 - 1e-6)
+    scatter = np.random.default_rng(seed).normal(0, spread, prompts)
+    return laws.Trajectories(
+        "made", made.runs, alpha, gamma, STEPS, expit(logit(level)[..., None] + scatter * (level[..., None] < 1))
+    )
+
+
+def table(data, split="another run", score="log score", **how):
+    return {name: laws.scores(data, laws.forecasts(data, name, split, **how), score) for name in laws.FORECASTS}
+
+
+# --- the laws themselves ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", laws.LAWS)
+def test_a_curve_in_the_clock_is_the_closed_form_after_n_updates(law):
+    steps, alpha, gamma, q0, rate = np.arange(9), 0.3, 0.9, 0.1, 0.4
+    closed = {
+        "additive": lambda: updates.proportional_escape(steps, escape_0=1 - q0, bias=rate, alpha=alpha, gamma=gamma),
+        "softmax": lambda: updates.softmax_escape(steps, escape_0=1 - q0, gap=rate, alpha=alpha, gamma=gamma),
+        "cross-entropy": lambda: updates.cross_entropy_escape(steps, escape_0=1 - q0, alpha=alpha * rate, gamma=gamma),
+    }
+    clock = alpha * updates.discount_sum(steps, gamma)
+    assert laws.curve(law, clock, q0, rate) == pytest.approx(1 - closed[law](), abs=1e-12)
+
+
+def test_known_values():
+    assert laws.curve("additive", [0, 1, 9], 0.2, 0.1) == pytest.approx([0.2, 0.3, 1.0])
+    assert laws.curve("softmax", [0, 1], 0.5, np.log(3)) == pytest.approx([0.5, 0.75])
+    # m + e^m grows at rate 2b: from m = 0 it is 1, so at S = e/2 with b = 1 it is 1 + e, where m = 1
+    assert laws.curve("cross-entropy", [0, np.e / 2], 0.5, 1.0) == pytest.approx([0.5, expit(1)])
+
+
+# --- fits -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", laws.LAWS)
+def test_a_fit_finds_the_parameters_that_made_the_data(law):
+    data = trajectories(law)
+    values = data.values[..., 0].reshape(1, -1)
+    found = laws.fit(law, data.clock().ravel(), values)
+    start, rate = TRUTH[law]
+    assert found.start[0] == pytest.approx(start, rel=0.1) and found.rate[0] == pytest.approx(rate, rel=0.03)
+    assert not found.at_edge[0]
+    given = laws.fit(law, data.clock().ravel(), values, start=[start])
+    assert given.start[0] == pytest.approx(start) and given.rate[0] == pytest.approx(rate, rel=0.02)
+    assert found(data.clock())[0] == pytest.approx(data.values[..., 0], abs=0.01)
+
+
+def test_rows_are_fitted_on_their_own_and_cells_without_weight_are_not_seen():
+    clock = np.linspace(0, 4, 9)
+    values = np.array([laws.curve("softmax", clock, 0.1, rate) for rate in (0.5, 2.0)])
+    weights = np.ones_like(values)
+    values[0, 8], weights[0, 8] = 0.0, 0.0
+    assert laws.fit("softmax", clock, values, weights).rate == pytest.approx([0.5, 2.0], rel=0.03)
+
+
+def test_a_run_that_does_not_move_is_reported_at_the_edge():
+    assert laws.fit("softmax", [0, 1, 2], [[0.3, 0.3, 0.3]], start=[0.3]).at_edge[0]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"clock": [0, 1], "values": [[0.1, 1.2]]}, r"values must lie in \[0, 1\], got 1.2"),
+        ({"clock": [0, 1, 2], "values": [[0.1, 0.2]]}, "clock must be"),
+        ({"clock": [0, 0], "values": [[0.1, 0.2]]}, "positive somewhere"),
+        ({"clock": [0, 1], "values": [[0.1, 0.2]], "start": [0.0]}, r"start must lie in \(0, 1\), got 0"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        laws.fit("softmax", **arguments)
+
+
+def test_the_monotone_curve_averages_ties_and_pools_what_falls():
+    assert laws.monotone([0, 1, 1, 2], np.array([0, 0.2, 0.4, 0.1]), np.ones(4), [0, 1, 1.5, 9]) == pytest.approx(
+        [0, 0.7 / 3, 0.7 / 3, 0.7 / 3]
+    )
+
+
+# --- forecasts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", laws.SPLITS)
+def test_no_forecast_sees_what_it_forecasts(split):
+    data = trajectories("softmax", spread=0.5)
+    for name in laws.FORECASTS:
+        told = laws.forecasts(data, name, split)
+        held_out = ~np.isnan(told)
+        for fitted, hidden in laws.SPLITS[split](data):
+            assert not (fitted & hidden).any()
+            changed = data.values.copy()
+            changed[hidden] = 0.5
+            other = laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, changed)
+            assert laws.forecasts(other, name, split)[hidden] == pytest.approx(told[hidden], abs=1e-12)
+        assert held_out[:, 0].sum() == 0
+
+
+def test_a_prompt_is_forecast_from_the_others_unless_told_otherwise():
+    data = trajectories("softmax", spread=0.5)
+    changed = data.values.copy()
+    changed[..., 0] = 0.5
+    other = laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, changed)
+    before, after = (laws.forecasts(one, "softmax")[..., 0] for one in (data, other))
+    assert np.nanmax(np.abs(before - after)) < 1e-12
+    before, after = (laws.forecasts(one, "softmax", own=True) for one in (data, other))
+    assert np.nanmax(np.abs(before - after)[..., 1:]) < 1e-12 < np.nanmax(np.abs(before - after)[..., 0])
+
+
+@pytest.mark.parametrize("split", laws.SPLITS)
+@pytest.mark.parametrize("law", laws.LAWS)
+def test_the_law_that_made_the_data_is_the_one_that_is_followed(law, split):
+    comparison = laws.compare(table(trajectories(law, spread=0.2), split))
+    assert (comparison.law, comparison.outcome) == (law, "followed")
+
+
+@pytest.mark.parametrize("score", laws.SCORES)
+def test_every_score_prefers_the_law_that_made_the_data(score):
+    found = table(trajectories("cross-entropy", spread=0.1), score=score)
+    assert min(laws.LAWS, key=lambda law: found[law].mean()) == "cross-entropy"
+
+
+@pytest.mark.parametrize("clock", ["steps", "decays"])
+def test_runs_in_another_clock_are_forecast_badly_in_the_clock_of_step_sizes(clock):
+    data = trajectories("softmax", clock=clock, spread=0.1)
+    right, wrong = (laws.scores(data, laws.forecasts(data, "softmax", clock=kind)) for kind in (clock, "step sizes"))
+    assert laws.difference(wrong - right).decided > 0
+
+
+def test_a_law_that_no_run_follows_is_not_said_to_be_followed():
+    data = trajectories("softmax", spread=0.1)
+    plateau = laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, np.minimum(data.values, 0.4))
+    assert laws.compare(table(plateau)).outcome in ("best of three", "none")
+    random = np.random.default_rng(1).uniform(size=data.values.shape)
+    random[:, 0] = random[0, 0]
+    noise = laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, random)
+    assert laws.compare(table(noise)).outcome == "none"
+
+
+@pytest.mark.parametrize(
+    "by_run, decided",
+    [
+        ([0.02] * 6, 1),
+        ([-0.02] * 6, -1),
+        ([0.02, 0.02, 0.02, 0, 0, 0], 1),
+        ([0.1, 0.1, 0, 0, 0, 0], 0),
+        ([0.1, 0.1, 0.1, 0.1, -0.01, 0], 1),
+        ([0.1, 0.1, 0.1, 0.1, -0.01, -0.01], 0),
+        ([0.0009] * 6, 0),
+    ],
+)
+def test_a_difference_is_decided_when_the_runs_agree(by_run, decided):
+    prompts = np.random.default_rng(0).normal(0, 1e-4, 12)
+    assert laws.difference(np.add.outer(by_run, prompts)).decided == decided
+
+
+def test_a_difference_that_varies_between_prompts_is_not_decided():
+    assert laws.difference(np.tile(np.resize([0.3, -0.2], 12), (6, 1))).decided == 0
+
+
+def test_runs_can_be_left_out():
+    data = trajectories("softmax")
+    fewer = laws.without(data, [data.runs[1], data.runs[4]])
+    assert fewer.runs == tuple(data.runs[i] for i in (0, 2, 3, 5)) and fewer.alpha.tolist() == [1, 2, 2, 4]
+    assert (fewer.values == data.values[[0, 2, 3, 5]]).all()
+
+
+def test_trajectories_must_begin_at_one_model():
+    data = trajectories("softmax")
+    values = data.values.copy()
+    values[0, 0] = 0.9
+    with pytest.raises(ValueError, match="same values"):
+        laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, values)
+
+
+# --- one rate for every step size -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clock, exponent", [("step sizes", 0), ("decays", -1)])
+def test_rates_agree_across_step_sizes_in_the_right_clock_only(clock, exponent):
+    data = trajectories("softmax", clock=clock)
+    together, alone = laws.rates(data, "softmax")
+    scaling = laws.scaling(data, alone)
+    assert scaling.exponent == pytest.approx(exponent, abs=0.15)
+    assert scaling.low < exponent < scaling.high or scaling.high - scaling.low < 0.1
+    assert (alone.start == together.start).all()
