@@ -276,7 +276,7 @@ def test_a_parts_stamp_is_renewed_only_if_a_unit_measured_again_gives_the_stored
     (folder.parent / "manifest.json").write_text("{}")
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"stamp": "old", "stages": {}}))
-    run.renew_part(PRESETS["tiny"], "forced")
+    run.renew_part(PRESETS["tiny"], "forced", tmp_path / "again")
     assert "carries the new stamp" in capsys.readouterr().out
     assert json.loads((folder / "manifest.json").read_text()) == manifest
     table = pd.read_csv(folder / "outcomes.csv.gz")
@@ -284,7 +284,7 @@ def test_a_parts_stamp_is_renewed_only_if_a_unit_measured_again_gives_the_stored
     table.loc[0, "within"] += 0.5
     table.to_csv(folder / "outcomes.csv.gz", index=False)
     with pytest.raises(run.StoreError, match=r"1 of \d+ rows of forced-base-0 differ"):
-        run.renew_part(PRESETS["tiny"], "forced")
+        run.renew_part(PRESETS["tiny"], "forced", tmp_path / "again")
 
 
 def test_a_unit_comes_with_everything_that_it_needs(study):

@@ -15,7 +15,6 @@ import gc
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -97,8 +96,10 @@ def _time(plan: Preset) -> str:
     return f"never measured by anybody; about {memory.operations(plan):.0e} floating-point operations"
 
 
-def renew(plan: Preset, silent: bool = False) -> None:
+def renew(plan: Preset, into: Path) -> None:
     """Measure one unit of every stage again; if the rows are the stored ones, give the results the code's new stamp.
+
+    Units that the present code has finished in ``into`` already are not repeated.
 
     Raises
     ------
@@ -108,8 +109,8 @@ def renew(plan: Preset, silent: bool = False) -> None:
     arm, seed = _RENEWED_MEMBER
     folder = results.ROOT / plan.name
     stored = results.Results(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        study = Study(plan, Path(scratch), silent)
+    study = Study(plan, into)
+    with study.store.held():
         study.run(["answers", *(f"{stage}-{arm}-{seed}" for stage in ("train", "generate", "judge"))])
         fresh = pd.read_csv(study.unit(f"judge-{arm}-{seed}") / "outcomes.csv")
     before = stored.outcomes.query("arm == @arm and seed == @seed").reset_index(drop=True)
@@ -124,8 +125,10 @@ def renew(plan: Preset, silent: bool = False) -> None:
     print(f"All {len(before)} rows of {arm}, seed {seed} came out the same; results/{plan.name} carries the new stamp.")
 
 
-def renew_part(plan: Preset, name: str) -> None:
+def renew_part(plan: Preset, name: str, into: Path) -> None:
     """Measure one of a part's units again; if its rows are the stored ones, give the part's tables the present stamps.
+
+    Units that the present code has finished in ``into`` already are not repeated.
 
     Raises
     ------
@@ -134,18 +137,18 @@ def renew_part(plan: Preset, name: str) -> None:
     """
     folder = results.ROOT / plan.name / name
     stored = results.Results(folder.parent).part(name)
-    with tempfile.TemporaryDirectory() as scratch:
-        study = parts.part(name)(plan, Path(scratch), per_set=6 if plan.name == "tiny" else None)
+    study = parts.part(name)(plan, into, per_set=6 if plan.name == "tiny" else None)
+    with study.store.held():
         study.run(study.needed(study.renewed))
-        fresh = pd.read_csv(study.unit(study.renewed) / "rows.csv")
-        before = stored.merge(fresh[list(study.keys)].drop_duplicates())
-        different = len(fresh) if before.shape != fresh.shape else int((~compare.same_rows(before, fresh)).sum())
-        if different:
-            raise StoreError(
-                f"{different} of {len(fresh)} rows of {study.renewed} differ from the stored ones: the change alters results (or "
-                f"this machine rounds differently). Measure again: make reproduce PRESET={plan.name} PART={name} ARGS=--accept"
-            )
-        _write_manifest(folder, {"stages": stage_fingerprints(), "stamp": study.stamp})
+    fresh = pd.read_csv(study.unit(study.renewed) / "rows.csv")
+    before = stored.merge(fresh[list(study.keys)].drop_duplicates())
+    different = len(fresh) if before.shape != fresh.shape else int((~compare.same_rows(before, fresh)).sum())
+    if different:
+        raise StoreError(
+            f"{different} of {len(fresh)} rows of {study.renewed} differ from the stored ones: the change alters results (or "
+            f"this machine rounds differently). Measure again: make reproduce PRESET={plan.name} PART={name} ARGS=--accept"
+        )
+    _write_manifest(folder, {"stages": stage_fingerprints(), "stamp": study.stamp})
     print(
         f"All {len(fresh)} rows of {study.renewed} came out the same; results/{plan.name}/{name} carries the new stamp."
     )
@@ -234,19 +237,20 @@ def main(
     if accept and plan.name == "tiny":
         raise ValueError("the tiny preset's model has random weights; its tables are never results")
     print(describe(plan))
+    into = into or ROOT / "runs" / plan.name
     if part is not None and renew_stamp and not dry_run:
-        renew_part(plan, part)
+        renew_part(plan, part, into)
         return
     if part is not None:
-        measure_part(plan, part, into or ROOT / "runs" / plan.name, accept, dry_run)
+        measure_part(plan, part, into, accept, dry_run)
         return
     if dry_run:
         return
     if renew_stamp:
-        renew(plan)
+        renew(plan, into)
         return
     stored = ROOT / "results" / plan.name
-    study = Study(plan, into or ROOT / "runs" / plan.name, per_set=6 if plan.name == "tiny" else None)
+    study = Study(plan, into, per_set=6 if plan.name == "tiny" else None)
     process, processes = models.process()
     with study.store.held(together=processes > 1):
         study.run(process=process, processes=processes)
