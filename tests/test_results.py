@@ -83,3 +83,13 @@ def test_the_results_agree_with_themselves_and_not_with_a_shifted_copy(monkeypat
 def test_missing_results_say_how_to_measure_them(tmp_path):
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         results.Results(tmp_path / "colab")
+
+
+@pytest.mark.skipif(not (STORED.folder / "ablations").is_dir(), reason="the ablations are not stored")
+def test_ablations_spent_what_the_cyclic_arm_spent():
+    """The same seed: equal anchors, and equal context wherever the orbits have one mean."""
+    columns = ["anchor_tokens", "context_tokens"]
+    cyclic = STORED.training.query("arm == 'cyclic' and seed == 0")[columns].sum()
+    spent = STORED.part("ablations", "training").groupby("arm")[columns].sum()
+    for variant in ("orbit2", "orbit8", "rotate"):
+        assert spent.loc[variant].equals(cyclic), variant

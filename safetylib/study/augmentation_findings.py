@@ -80,11 +80,11 @@ def _decided(name: str) -> Finding:
     verdict = (
         Verdict.UNDECIDED if not decided else Verdict.REPRODUCED if row.difference.mean > 0 else Verdict.NOT_REPRODUCED
     )
-    difference = row.difference
+    difference, level = row.difference, "p < 0.001" if row.p_holm < 0.001 else f"p = {row.p_holm:.3f}"
     return Finding(
         verdict,
-        f"{name} minus cyclic: {difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], p = {row.p_holm:.3f} after "
-        f"Holm; {difference.prompts} prompts, "
+        f"{name} minus cyclic: {difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], {level} after Holm; "
+        f"{difference.prompts} prompts, "
         + (f"{difference.seeds} seeds." if difference.seeds > 1 else "one seed: its interval is over prompts alone."),
     )
 
