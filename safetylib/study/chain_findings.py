@@ -108,17 +108,16 @@ def law_verdict(table: dict[str, np.ndarray]) -> Verdict:
     return Verdict.NOT_REPRODUCED if beaten else Verdict.UNDECIDED
 
 
-OUTCOMES = {
-    "followed": "{law} is followed",
-    "best of three": "{law} is the best of the three laws, but a free monotone curve in the same clock does better",
-    "undecided": "{law} comes first, and another law is not decidedly behind",
-    "none": "no law describes the runs ({law} comes first)",
-}
-
-
 def law_in_words(found: laws.Comparison) -> str:
     """The outcome of a comparison as a clause."""
-    return OUTCOMES[found.outcome].format(law=found.law)
+    beaten = found.beyond["monotone"].decided < 0
+    if found.outcome == "followed":
+        return f"{found.law} is followed"
+    if found.beyond["constant"].decided <= 0:
+        return f"no law is followed: {found.law} comes first and does not decidedly beat a constant"
+    if beaten:
+        return f"no law is followed: {found.law} comes first and a free monotone curve beats it"
+    return f"{found.law} comes first, and another law is not decidedly behind"
 
 
 def _law_claim(optimiser: str, quantity: str, statement: str) -> None:
