@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from safetylib import stats
-from safetylib.claims import Basis, Finding, Verdict, register
-from safetylib.study.findings import LEAST_MARGIN
+from safetylib.claims import Basis, Finding, register
+from safetylib.study.findings import decide
 from safetylib.study.results import Results, load
 
 VARIANTS = {"orbit of 2": "orbit2", "orbit of 8": "orbit8", "rotated phrases": "rotate"}
@@ -75,18 +75,7 @@ def contrasts(results: Results) -> list[stats.Contrast]:
 
 def _decided(name: str) -> Finding:
     row = next(contrast for contrast in contrasts(load()) if contrast.name == name)
-    # One seed has no variation between seeds to set a difference against: it describes two runs and decides nothing.
-    decided = row.difference.seeds > 1 and row.margin >= LEAST_MARGIN and row.p_holm < 0.05
-    verdict = (
-        Verdict.UNDECIDED if not decided else Verdict.REPRODUCED if row.difference.mean > 0 else Verdict.NOT_REPRODUCED
-    )
-    difference, level = row.difference, "p < 0.001" if row.p_holm < 0.001 else f"p = {row.p_holm:.3f}"
-    return Finding(
-        verdict,
-        f"{name} minus cyclic: {difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], {level} after Holm; "
-        f"{difference.prompts} prompts, "
-        + (f"{difference.seeds} seeds." if difference.seeds > 1 else "one seed: its interval is over prompts alone."),
-    )
+    return decide(row, said=f"{name} minus cyclic")
 
 
 @register(

@@ -33,16 +33,21 @@ def primary_contrasts(results: Results | None = None, pooled: bool = True) -> di
     return {row.name: row for row in stats.contrasts(pairs, pooled)}
 
 
-def decide(contrast: stats.Contrast, contrary: Verdict = Verdict.NOT_REPRODUCED) -> Finding:
-    """Reproduced if the difference is positive and decided, contrary if decided the other way, else undecided."""
-    decided = contrast.margin >= LEAST_MARGIN and contrast.p_holm < 0.05
-    verdict = Verdict.UNDECIDED if not decided else Verdict.REPRODUCED if contrast.difference.mean > 0 else contrary
-    level = "p < 0.001" if contrast.p_holm < 0.001 else f"p = {contrast.p_holm:.3f}"
+def decide(contrast: stats.Contrast, contrary: Verdict = Verdict.NOT_REPRODUCED, said: str | None = None) -> Finding:
+    """Reproduced if the difference is positive and decided, contrary if decided the other way, else undecided.
+
+    One seed has no variation between seeds to set a difference against: it describes its runs and decides nothing.
+    ``said`` names the difference; by default it is cyclic minus the contrast's arm.
+    """
     difference = contrast.difference
+    decided = difference.seeds > 1 and contrast.margin >= LEAST_MARGIN and contrast.p_holm < 0.05
+    verdict = Verdict.UNDECIDED if not decided else Verdict.REPRODUCED if difference.mean > 0 else contrary
+    level = "p < 0.001" if contrast.p_holm < 0.001 else f"p = {contrast.p_holm:.3f}"
+    seeds = f"{difference.seeds} seeds" if difference.seeds > 1 else "one seed (the interval is over prompts alone)"
     return Finding(
         verdict,
-        f"cyclic minus {contrast.name}: {difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], {level} after "
-        f"Holm; {difference.seeds} seeds, {difference.prompts} prompts.",
+        f"{said or f'cyclic minus {contrast.name}'}: {difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], "
+        f"{level} after Holm; {seeds}, {difference.prompts} prompts.",
     )
 
 

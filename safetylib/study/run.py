@@ -177,9 +177,14 @@ def measure_part(plan: Preset, name: str, into: Path, accept: bool = False, dry_
     """Measure one part, say how it differs from what is stored, and accept it if asked."""
     study = parts.part(name)(plan, into, per_set=6 if plan.name == "tiny" else None)
     missing = [unit for unit in study.units if not study.store.finished(unit, study.fingerprints[unit])]
+    timings = results.ROOT / plan.name / name / "timings.csv"
+    took = (
+        f"took {pd.read_csv(timings)['seconds'].sum() / 60:.0f} minutes when the stored tables were measured"
+        if timings.is_file()
+        else f"take about {study.minutes} minutes on two cores without a GPU"
+    )
     print(
-        f"part {name} of preset {plan.name}: {len(study.own())} units of its own, {len(missing)} units to do; its own take "
-        f"about {study.minutes} minutes on two cores without a GPU"
+        f"part {name} of preset {plan.name}: {len(study.own())} units of its own, {len(missing)} units to do; its own {took}"
     )
     if dry_run:
         return
