@@ -57,3 +57,10 @@ def test_thresholds_are_strict(tmp_path):
     results = study(tmp_path, plain=0.2)
     assert diagnostics.over_alignment(results, most=0.2) == []
     assert diagnostics.over_alignment(results, most=0.19) != []
+
+
+def test_a_run_that_converged_had_not_when_stopped_half_way(tmp_path):
+    results = study(tmp_path, losses=(4.0, 2.0, 1.0, 1.0))
+    assert diagnostics.non_convergence(results) == []
+    (signature,) = diagnostics.non_convergence(results, stopped_at=8)  # five steps at 4, three at 2
+    assert signature.value == pytest.approx(1 - 2.0 / 3.0)  # the third quarter's mean is 3, the last one's 2
