@@ -104,6 +104,20 @@ def chunks(
 
 
 @torch.inference_mode()
+def advance(model: PreTrainedModel, cache: RaggedCache, tokens: list[int]) -> torch.Tensor:
+    """Append one token to every row of a cache; the logits of the token after it, shape (rows, vocabulary)."""
+    logits = model(
+        input_ids=torch.tensor(tokens, device=model.device)[:, None],
+        position_ids=cache.lengths[:, None],
+        past_key_values=cache,
+        key_lengths=cache.lengths + 1,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    cache.lengths = cache.lengths + 1
+    return logits
+
+
+@torch.inference_mode()
 def extend(
     model: PreTrainedModel, cache: RaggedCache, responses: list[Response], wants_more: Callable[[int], bool], eos: int
 ) -> None:
@@ -120,15 +134,7 @@ def extend(
             place = {row: place for place, row in enumerate(alive)}
             cache.keep(torch.tensor([place[row] for row in going_on], device=cache.lengths.device))
             alive = going_on
-        last = torch.tensor([[responses[row].tokens[-1]] for row in alive], device=model.device)
-        logits = model(
-            input_ids=last,
-            position_ids=cache.lengths[:, None],
-            past_key_values=cache,
-            key_lengths=cache.lengths + 1,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        cache.lengths = cache.lengths + 1
+        logits = advance(model, cache, [responses[row].tokens[-1] for row in alive])
         for row, token in zip(alive, logits.argmax(-1).tolist(), strict=True):
             if token == eos:
                 responses[row].ended = True

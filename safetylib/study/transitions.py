@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from safetylib.study.generate import chunks, most_rows, prefill
+from safetylib.study.generate import advance, chunks, most_rows, prefill
 from safetylib.study.registry import Shape
 
 
@@ -99,15 +99,7 @@ def _children(model, packed, store, rows, prompts, openings_at_start, openings_l
         places = [packed.places[place][: len(prompts[place]) + position] for place, position, _, _ in group]
         cache = store.branch(places, length)
         for step in range(length):
-            token = torch.tensor([[opening[step]] for _, _, opening, _ in group], device=model.device)
-            logits = model(
-                input_ids=token,
-                position_ids=cache.lengths[:, None],
-                past_key_values=cache,
-                key_lengths=cache.lengths + 1,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            cache.lengths = cache.lengths + 1
+            logits = advance(model, cache, [opening[step] for _, _, opening, _ in group])
         chances = logits.float().softmax(-1).cpu().numpy()
         for row, (place, position, opening, chance) in enumerate(group):
             known = openings_later if position else openings_at_start
