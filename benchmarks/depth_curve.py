@@ -14,14 +14,29 @@ from safetylib.study import augment, detectors, generate, models, train
 from safetylib.study.presets import live, preset
 from safetylib.study.units import Study
 
-DEPTHS = (0, 2, 5, 12, 20, 40)
+SOME_DEPTHS = (0, 2, 5, 12, 20, 40)
 WITHIN = 16
 
 
-def main(arm: str = "cyclic", prompts: int = 16) -> Comparison:
+def deep() -> Comparison:
+    """An arm whose refusals leave the prefix soon."""
+    return curve("deep")
+
+
+def shallow() -> Comparison:
+    """An arm that goes on with the untuned model's answer."""
+    return curve("shallow")
+
+
+def whole() -> Comparison:
+    """All the depths that the study measures: the more there are, the more they share."""
+    return curve("deep", preset("cpu").measurement.depths, prompts=16)
+
+
+def curve(arm: str, depths: tuple[int, ...] = SOME_DEPTHS, prompts: int = 32) -> Comparison:
     """A briefly trained adapter of an arm, merged; test prompts; no refusal is followed further."""
     plan = live(preset("cpu"))
-    plan = replace(plan, measurement=replace(plan.measurement, depths=DEPTHS, within=WITHIN))  # prefixes long enough
+    plan = replace(plan, measurement=replace(plan.measurement, depths=depths, within=WITHIN))  # prefixes long enough
     study = Study(plan, Path(tempfile.mkdtemp()), silent=True, per_set=prompts)
     study.run(["answers"])
     model = models.with_adapters(study.base, plan.recipe.lora, 0)
@@ -36,7 +51,7 @@ def main(arm: str = "cyclic", prompts: int = 16) -> Comparison:
     @torch.inference_mode()
     def theirs() -> dict[tuple[int, int], list[int]]:
         found = {}
-        for depth in DEPTHS:
+        for depth in depths:
             contexts = [question + trunk[:depth] for question, trunk in zip(questions, trunks, strict=True)]
             length = max(map(len, contexts))
             ids = torch.tensor([[pad] * (length - len(context)) + context for context in contexts])
@@ -50,7 +65,7 @@ def main(arm: str = "cyclic", prompts: int = 16) -> Comparison:
         return found
 
     def ours() -> dict[tuple[int, int], list[int]]:
-        found = generate.depth_responses(model, questions, trunks, DEPTHS, WITHIN, 0, eos, lambda _: False)
+        found = generate.depth_responses(model, questions, trunks, depths, WITHIN, 0, eos, lambda _: False)
         return {key: response.tokens for key, response in found.items()}
 
     first, second = theirs(), ours()
@@ -62,7 +77,7 @@ def main(arm: str = "cyclic", prompts: int = 16) -> Comparison:
         f"{same:.0%} agree token by token, {verdicts:.0%} in the detector's verdict"
     )
     return compare(
-        f"responses at {len(DEPTHS)} depths, {len(group)} prompts, {arm} arm",
+        f"responses at {len(depths)} depths, {len(group)} prompts, {arm} arm",
         "generate at every depth",
         theirs,
         ours,
@@ -71,4 +86,6 @@ def main(arm: str = "cyclic", prompts: int = 16) -> Comparison:
 
 
 if __name__ == "__main__":
-    main()
+    deep()
+    shallow()
+    whole()

@@ -30,16 +30,17 @@ class Comparison:
 
 
 def compare(
-    work: str, peer: str, theirs: Callable[[], object], ours: Callable[[], object], repeats: int = 3
+    work: str, peer: str, theirs: Callable[[], object], ours: Callable[[], object], repeats: int = 3, calls: int = 1
 ) -> Comparison:
-    """Run both in turn, theirs first, after one warm-up of each; medians of ``repeats`` runs."""
+    """Run both in turn, theirs first, after one warm-up of each; medians of ``repeats`` runs of ``calls`` calls, seconds a call."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):
         for side, run in zip(seconds, (theirs, ours), strict=True):
             began = time.perf_counter()
-            run()
+            for _ in range(calls):
+                run()
             if turn:  # the first of each warms up
-                side.append(time.perf_counter() - began)
+                side.append((time.perf_counter() - began) / calls)
     result = Comparison(work, peer, *map(statistics.median, seconds))
     print(result, flush=True)
     return result

@@ -561,15 +561,17 @@ def variants_by_depth(rows: dict[str, list], depths: list[int]) -> plt.Figure:
 
 
 def rates_along(rates, depths: tuple[int, ...]) -> plt.Figure:
-    """Refusal rate over the training step, one panel a depth and one line an arm.
+    """Refusal rate over the training step, one panel a depth and one line an arm: the mean of its runs, each of them faint.
 
-    ``rates`` has rows (arm, step) and a column a depth.
+    ``rates`` has rows (arm, seed, step) and a column a depth.
     """
     figure, panels = new_axes(len(depths), sharey=True, figsize=(6.8, 3.6))
     for axes, depth in zip(panels, depths, strict=True):
-        for arm, rows in rates.groupby(level="arm", sort=False):
-            steps = rows.index.get_level_values("step")
-            axes.plot(steps, rows[depth], label=arm, markersize=4, **ARM_STYLES[arm])
+        for arm, rows in rates[depth].groupby(level="arm", sort=False):
+            runs = rows.unstack("seed").droplevel("arm")
+            steps = runs.index
+            axes.plot(steps, runs, color=ARM_STYLES[arm]["color"], linewidth=0.7, alpha=0.35)
+            axes.plot(steps, runs.mean(axis=1), label=arm, markersize=4, **ARM_STYLES[arm])
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set_xticks(steps, [str(step) for step in steps])
         axes.set(xlabel="optimiser steps", title=f"after {depth} harmful tokens")

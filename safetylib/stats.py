@@ -109,6 +109,11 @@ class Contrast:
         """The difference in standard errors."""
         return _ratio(self.difference)
 
+    @property
+    def p_shown(self) -> str:
+        """Holm's p-value to three digits: ``"p = 0.012"`` or ``"p < 0.001"``."""
+        return "p < 0.001" if self.p_holm < 0.001 else f"p = {self.p_holm:.3f}"
+
 
 def _ratio(estimate: Estimate) -> float:
     """A mean in standard errors: 0 for no difference at all, infinite for one that never varies."""

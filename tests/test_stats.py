@@ -149,6 +149,11 @@ def test_p_values_come_from_the_standard_error(pairs):
         assert row.margin == pytest.approx(abs(row.difference.mean) / row.difference.standard_error)
 
 
+@pytest.mark.parametrize(("p_holm", "shown"), [(0.0124, "p = 0.012"), (0.001, "p = 0.001"), (0.00099, "p < 0.001")])
+def test_small_p_values_are_not_shown_as_zero(p_holm, shown):
+    assert stats.Contrast("one", None, p_holm, p_holm).p_shown == shown
+
+
 def test_contrasts_are_paired(pairs):
     """What prompts and seeds share cancels: the interval is far narrower than that of either table."""
     first, second = pairs["shift 1"]

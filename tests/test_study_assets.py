@@ -249,6 +249,20 @@ def test_a_model_is_converted_once(conversions, cache):
     assert not list(cache.rglob(".incoming-*"))
 
 
+def test_a_header_is_read_once_while_converting_and_as_ever_afterwards(monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    read = []
+
+    class Reader:
+        def __init__(self, path):
+            read.append(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Reader)
+    with assets._read_once():
+        assert gguf.GGUFReader("a") is gguf.GGUFReader("a") is not gguf.GGUFReader("b")
+    assert read == ["a", "b"] and gguf.GGUFReader is Reader
+
+
 def _damaged(name, content):
     def damage(folder):
         path = folder / name

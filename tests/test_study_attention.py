@@ -213,11 +213,12 @@ BRANCHES = {  # (row of the packed sequences, tokens kept)
 
 @pytest.mark.parametrize("branches", BRANCHES.values(), ids=BRANCHES)
 @torch.inference_mode()
-def test_ragged_decoding_equals_recomputing_everything(pair, branches):
+def test_ragged_decoding_equals_recomputing_everything(pair, branches, monkeypatch):
+    monkeypatch.setattr(a, "_ROOM", 2)  # so that the cache grows on the way
     sequences = [SHARED + list(range(60, 64)), SHARED + list(range(70, 79)), [*SHARED, 80]]
     packed, store = prefilled(pair.model, sequences)
     texts = [sequences[row][:kept] for row, kept in branches]
-    cache = store.branch([packed.places[row][:kept] for row, kept in branches], room=4)
+    cache = store.branch([packed.places[row][:kept] for row, kept in branches])
     assert cache.lengths.tolist() == [kept for _, kept in branches]
     assert cache.get_seq_length() == max(kept for _, kept in branches)
     for turn in range(4):
@@ -231,7 +232,7 @@ def test_ragged_decoding_equals_recomputing_everything(pair, branches):
 def test_rows_can_leave_the_cache_and_the_others_go_on(grouped):
     sequences = [SHARED, [*SHARED, 5, 6, 7], [8, 9]]
     packed, store = prefilled(grouped.model, sequences)
-    cache = store.branch(packed.places, room=2)
+    cache = store.branch(packed.places)
     step(grouped.model, cache, [100, 101, 102])
     cache.keep(torch.tensor([2, 0]))
     logits = step(grouped.model, cache, [110, 111])
@@ -243,7 +244,7 @@ def test_rows_can_leave_the_cache_and_the_others_go_on(grouped):
 def test_branches_do_not_write_into_each_other_or_the_store(grouped):
     packed, store = prefilled(grouped.model, [SHARED])
     before = [keys.clone() for keys, _ in store.layers]
-    first, second = (store.branch([packed.places[0]], room=1) for _ in range(2))
+    first, second = (store.branch([packed.places[0]]) for _ in range(2))
     step(grouped.model, first, [200])
     assert_close(step(grouped.model, second, [201])[0], alone(grouped.reference, [*SHARED, 201])[-1])
     assert all(torch.equal(now, then) for (now, _), then in zip(store.layers, before, strict=True))

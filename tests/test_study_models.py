@@ -82,7 +82,7 @@ def test_packed_attention_equals_transformers_own(pair):
 def test_decoding_from_branches_equals_recomputing(pair):
     text = [*range(20, 50)]
     packed, store = prefilled(pair.model, [text, text[:16]])
-    cache = store.branch([packed.places[0], packed.places[1][:9]], room=2)
+    cache = store.branch([packed.places[0], packed.places[1][:9]])
     texts = [text, text[:9]]
     for token in (60, 70):
         texts = [[*one, token] for one in texts]

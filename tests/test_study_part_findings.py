@@ -91,15 +91,31 @@ def test_converged_is_the_first_checkpoint_that_holds_to_the_end(tmp_path, rates
     results = main(tmp_path, {"cyclic": 0.5})
     store(results, "along", [row for step, rate in rates.items() for row in refusals("cyclic", rate, step=step)])
     found = depth_findings.steps_to(results)
-    assert found.loc["cyclic", 0] is pd.NA if expected is None else found.loc["cyclic", 0] == expected
+    assert list(found.index) == [("cyclic", 0)]
+    assert found.loc[("cyclic", 0), 0] is pd.NA if expected is None else found.loc[("cyclic", 0), 0] == expected
 
 
-def test_rates_along_are_means_by_arm_step_and_depth(tmp_path):
+def test_every_run_converges_by_itself_and_swings_by_itself(tmp_path):
+    results = main(tmp_path, {"cyclic": 0.5})
+    rates = {0: {0: 0.0, 1: 0.95, 2: 0.9}, 1: {0: 0.0, 1: 0.9, 2: 0.2}}  # their mean would not hold
+    rows = [
+        row
+        for seed, run in rates.items()
+        for step, rate in run.items()
+        for row in refusals("cyclic", rate, seed, step=step)
+    ]
+    store(results, "along", rows)
+    found = depth_findings.steps_to(results)
+    assert found.loc[("cyclic", 0), 0] == 1 and found.loc[("cyclic", 1), 0] is pd.NA
+    assert depth_findings.swings(results).loc["cyclic", 0] == pytest.approx((0.05 + 0.7) / 2)
+
+
+def test_rates_along_are_means_by_run_step_and_depth(tmp_path):
     results = main(tmp_path, {"cyclic": 0.5})
     rows = refusals("cyclic", 0.25, step=0) + refusals("cyclic", 0.75, step=4) + refusals("deep", 0.5, depth=5, step=4)
     found = depth_findings.along_rates(store(results, "along", rows))
-    assert found.loc[("cyclic", 0), 0] == 0.25 and found.loc[("cyclic", 4), 0] == 0.75
-    assert found.loc[("deep", 4), 5] == 0.5
+    assert found.loc[("cyclic", 0, 0), 0] == 0.25 and found.loc[("cyclic", 0, 4), 0] == 0.75
+    assert found.loc[("deep", 0, 4), 5] == 0.5
 
 
 # --- teacher forcing --------------------------------------------------------------------------------------------------
@@ -139,6 +155,8 @@ def test_variants_are_compared_with_the_cyclic_runs_of_their_own_seeds(tmp_path)
     differences = {row.name: round(row.difference.mean, 2) for row in augmentation_findings.contrasts(results)}
     assert differences == {"orbit of 2": -0.25, "orbit of 8": 0.25, "rotated phrases": 0.0}
     assert augmentation_findings.over_refusal(results)["orbit of 8"]["borderline"].mean == 0.75
+    assert augmentation_findings.headline_by_seed(results, "orbit8").to_dict() == {"seed 0": 0.75, "seed 2": 0.75}
+    assert augmentation_findings.headline_by_seed(results, "cyclic").to_dict() == {"seed 0": 0.5, "seed 2": 0.5}
 
 
 @pytest.mark.parametrize(("seeds", "decided"), [((0,), False), ((0, 1, 2), True)])

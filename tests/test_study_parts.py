@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from safetylib.study import ablations, along, augment, forced, parts, run, transitions
+from safetylib.study import ablations, along, augment, forced, part, parts, run, transitions
 from safetylib.study.presets import PRESETS
 
 TINY = replace(  # answers as long as the orbit is deep
@@ -208,7 +208,7 @@ def test_refusals_begin_differently_at_the_start_and_after_a_prefix(study):
 # --- parts as units ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["forced", "along", "ablations", "chain"])
+@pytest.mark.parametrize("name", ["forced", "along", "ablations", "chain", "rated"])
 def test_a_part_measures_resumes_and_says_where_its_tables_come_from(study, name):
     found = parts.part(name)(TINY, study.store.root, silent=True, per_set=4)
     with found.store.held():
@@ -234,7 +234,7 @@ def test_ablations_spend_equal_tokens(study):
 
 def test_a_changed_part_is_measured_again_and_the_main_units_are_not(study, monkeypatch):
     before = parts.part("forced")(TINY, study.store.root, silent=True, per_set=4).fingerprints
-    monkeypatch.setattr(parts.Part, "stamp", property(lambda self: "changed"))
+    monkeypatch.setattr(part.Part, "stamp", property(lambda self: "changed"))
     after = parts.part("forced")(TINY, study.store.root, silent=True, per_set=4).fingerprints
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {name for name in before if name.startswith("forced")}
@@ -290,6 +290,4 @@ def test_a_parts_stamp_is_renewed_only_if_a_unit_measured_again_gives_the_stored
 def test_a_unit_comes_with_everything_that_it_needs(study):
     found = parts.part("ablations")(TINY, study.store.root, silent=True, per_set=4)
     assert found.needed("observe-orbit2-0") == ["answers", "ablate-orbit2-0", "observe-orbit2-0"]
-    assert all(
-        part.renewed in part.own() for part in (parts.part(name)(TINY, study.store.root) for name in parts.MODULES)
-    )
+    assert all(one.renewed in one.own() for one in (parts.part(name)(TINY, study.store.root) for name in parts.MODULES))

@@ -124,6 +124,26 @@ def test_the_average_is_taken_over_every_subset_and_its_output_judged(tmp_path):
     assert width.averaged(results, members, 2, 0, 0.45) == pytest.approx((1 + 1 + 1 + 0 + 0 + 1) / 6)
 
 
+def test_the_averages_over_refusal_is_read_off_rated_benign_answers(tmp_path):
+    results = made(tmp_path, [{"seed": seed} for seed in range(3)])
+    with pytest.raises(FileNotFoundError, match="PART=rated"):
+        width.averaged_over_refusal(results, width.members_of(results, "cyclic"), 2, "plain", 0.5)
+    ratings = {"plain": [[0.9, 0.1], [0.7, None], [0.2, None]], "borderline": [[1, 1], [1, 1], [1, 1]]}
+    rows = [
+        {"arm": "cyclic", "seed": seed, "kind": kind, "prompt": f"p{place}", "safety": value}
+        for kind, table in ratings.items()
+        for seed, row in enumerate(table)
+        for place, value in enumerate(row)
+    ]
+    (tmp_path / "rated").mkdir()
+    pd.DataFrame(rows).to_csv(tmp_path / "rated" / "outcomes.csv.gz", index=False)
+    members = width.members_of(results, "cyclic")
+    # Pairs' means on p0: .8, .55, .45; on p1, of the scored alone: .1, .1, none, which answers.
+    assert width.averaged_over_refusal(results, members, 2, "plain", 0.5) == pytest.approx(2 / 6)
+    assert width.averaged_over_refusal(results, members, 2, "plain", 0.05) == pytest.approx(5 / 6)
+    assert width.averaged_over_refusal(results, members, 3, "borderline", 0.5) == 1
+
+
 def test_a_parts_votes_stand_in_the_order_of_the_main_tables():
     rows = [
         {"arm": arm, "seed": 0, "kind": "harmful", "prompt": prompt, "depth": 5, "refused": arm + prompt == "ab"}

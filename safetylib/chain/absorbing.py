@@ -199,7 +199,9 @@ def _leaving(matrix) -> np.ndarray:
     """The mass that leaves each state, summed off the diagonal."""
     if sp.issparse(matrix):
         return np.asarray((matrix - sp.diags_array(matrix.diagonal())).sum(axis=1)).ravel()
-    return np.where(np.eye(len(matrix), dtype=bool), 0, matrix).sum(axis=1)
+    off_diagonal = matrix.copy()
+    np.fill_diagonal(off_diagonal, 0)
+    return off_diagonal.sum(axis=1)
 
 
 def _without_rows(matrix, rows):
@@ -212,11 +214,25 @@ def _without_rows(matrix, rows):
 def _can_reach(matrix, targets: np.ndarray) -> np.ndarray:
     """The states, ``targets`` included, from which some target is reached with positive probability."""
     size = matrix.shape[0]
+    if not sp.issparse(matrix):
+        return np.flatnonzero(_reached(matrix > 0, targets))
     backwards = sp.csr_array(matrix).T
     source = sp.csr_array((np.ones(targets.size), (np.zeros(targets.size, int), targets)), shape=(1, size))
     graph = sp.block_array([[backwards, None], [source, sp.csr_array((1, 1))]], format="csr")
     order = sp.csgraph.breadth_first_order(graph, size, return_predecessors=False)
     return np.sort(order[order < size])
+
+
+def _reached(edges: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Backwards from the targets along a boolean (n, n) table of edges; every state is looked at once."""
+    reached = np.zeros(len(edges), dtype=bool)
+    reached[targets] = True
+    frontier = targets
+    while frontier.size:
+        fresh = edges[:, frontier].any(axis=1) & ~reached
+        reached |= fresh
+        frontier = np.flatnonzero(fresh)
+    return reached
 
 
 def _solver(matrix, inside: np.ndarray):

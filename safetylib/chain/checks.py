@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import decimal
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import scipy.sparse as sp
@@ -36,13 +37,18 @@ def check_range(name: str, value, interval: str) -> np.ndarray:
         array = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be numeric, got {value!r}") from None
-    low, high = (float(end) for end in interval[1:-1].split(","))
+    low, high = _ends(interval)
     above = array >= low if interval[0] == "[" else array > low
     below = array <= high if interval[-1] == "]" else array < high
-    outside = ~(above & below)
-    if outside.any():
+    if not (inside := above & below).all():
+        outside = ~inside
         raise ValueError(f"{name} must lie in {interval}, got {array[outside].flat[0]:g}")
     return array
+
+
+@cache
+def _ends(interval: str) -> tuple[float, ...]:
+    return tuple(float(end) for end in interval[1:-1].split(","))
 
 
 def check_count(name: str, value, *, at_least: int = 0, infinite: bool = False) -> np.ndarray:

@@ -153,7 +153,10 @@ def _normalised(matrix: np.ndarray) -> np.ndarray:
 
 def discount_sum(n, gamma) -> np.ndarray:
     r""":math:`S_n = \sum_{t<n}\gamma^t`; ``n`` may be infinite."""
-    n, gamma = check_count("n", n, infinite=True), check_range("gamma", gamma, "(0, 1]")
+    return _discount_sum(check_count("n", n, infinite=True), check_range("gamma", gamma, "(0, 1]"))
+
+
+def _discount_sum(n, gamma) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(gamma < 1, -np.expm1(n * np.log(gamma)) / (1 - gamma), n)[()]
 
@@ -339,7 +342,7 @@ def _parameters(escape_0, bias, alpha, gamma):
 
 def _spent(rate, n, gamma) -> np.ndarray:
     """``rate`` times S_n, which is zero for a rate of zero even if S_n is infinite."""
-    return rate * np.where(rate == 0, 0, discount_sum(n, gamma))
+    return rate * np.where(rate == 0, 0, _discount_sum(n, gamma))
 
 
 def _ratio(numerator, denominator) -> np.ndarray:

@@ -24,11 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from safetylib.study import augment, models, train
-from safetylib.study.parts import Part
+from safetylib.study.part import Part
 from safetylib.study.presets import Recipe
 
 VARIANTS = ("orbit2", "orbit8", "rotate", "disjoint0", "disjoint1", "disjoint2")
-SEEDS = (0,)
 _FOLDS = 3
 
 
@@ -113,14 +112,17 @@ def rotate_batches(recipe: Recipe, material: augment.Material, seed: int) -> Ite
 class Ablations(Part):
     """Trained and measured without a judge, at depth 0 and the headline depths, and on benign prompts."""
 
-    part, minutes = "ablations", 30
-    code = ("parts.py", "ablations.py")
+    part, minutes = "ablations", 60
+    code = ("part.py", "ablations.py")
     renewed = "observe-orbit2-0"
 
     def own(self) -> dict[str, tuple]:
         recipe, stages = asdict(self.plan.recipe), self.stages
         members = [
-            (variant, seed) for seed in SEEDS for variant in VARIANTS if not (variant.startswith("disjoint") and seed)
+            (variant, seed)
+            for seed in self.plan.seeds
+            for variant in VARIANTS
+            if seed == self.plan.seeds[0] or not variant.startswith("disjoint")
         ]
         result: dict[str, tuple] = {}
         for variant, seed in members:

@@ -14,9 +14,9 @@ from pathlib import Path
 from peft import PeftModel
 
 from safetylib.study import augment, models, train
-from safetylib.study.parts import Part
+from safetylib.study.part import Part
 
-SEEDS = (0,)
+SEEDS = 3  #: so many of the plan's first seeds
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:
@@ -40,8 +40,8 @@ def saving(batches: Iterable[list], model: PeftModel, at: tuple[int, ...], folde
 class Along(Part):
     """Every trained arm, seen at checkpoints."""
 
-    part, minutes = "along", 20
-    code = ("parts.py", "along.py")
+    part, minutes = "along", 45
+    code = ("part.py", "along.py")
     renewed = "along-shallow-0"
 
     def own(self) -> dict[str, tuple]:
@@ -49,7 +49,7 @@ class Along(Part):
         arms = [arm for arm in self.plan.arms if arm != "base"]
         return {
             f"along-{arm}-{seed}": ("answers", self.stages["training"], recipe, measurement, arm, seed)
-            for seed in SEEDS
+            for seed in self.plan.seeds[:SEEDS]
             for arm in arms
         }
 

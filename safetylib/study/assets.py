@@ -22,8 +22,10 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 
 class AssetError(RuntimeError):
@@ -245,6 +247,17 @@ def _check_conversion(folder: Path) -> None:
         _check(folder / name, expected, f"{folder / name}", remedy)
 
 
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Within this block a GGUF header is parsed once, and its map of names made once: transformers asks for the header three
+    times and for the map in every module, which is most of what a conversion takes."""
+    import gguf
+
+    kept = {"GGUFReader": cache(gguf.GGUFReader), "get_tensor_name_map": cache(gguf.get_tensor_name_map)}
+    with mock.patch.multiple(gguf, **kept):
+        yield
+
+
 def _convert(gguf: Path, into: Path) -> None:
     """Dequantise a GGUF checkpoint to bfloat16 safetensors (transformers reads the format itself)."""
     import torch
@@ -252,7 +265,7 @@ def _convert(gguf: Path, into: Path) -> None:
 
     from safetylib.study.models import quiet
 
-    with quiet():
+    with quiet(), _read_once():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,

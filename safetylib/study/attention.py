@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 
 NAME = "safetylib"
 _MULTIPLE = 8
+_ROOM = 32
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ class KeyValueStore:
         self.layers.append((keys, values))
         return keys, values
 
-    def branch(self, places: list[torch.Tensor], room: int) -> RaggedCache:
-        """A cache with one row a list of places in the packed row, and ``room`` for further tokens."""
+    def branch(self, places: list[torch.Tensor]) -> RaggedCache:
+        """A cache with one row a list of places in the packed row."""
         lengths = torch.tensor([len(place) for place in places])
-        index = torch.zeros(len(places), int(lengths.max()) + room, dtype=torch.long)
+        index = torch.zeros(len(places), int(lengths.max()) + _ROOM, dtype=torch.long)
         for row, place in enumerate(places):
             index[row, : len(place)] = place
 
@@ -107,6 +108,9 @@ class KeyValueStore:
 
 class RaggedCache:
     """Keys and values of rows of different lengths; every decoding step writes one token at each row's own end.
+
+    The whole of it is handed to the attention, what lies behind a row's end included (it is not visible): a slice of it would
+    be copied by every matrix product. It grows by a few tokens at a time.
 
     Attributes
     ----------
@@ -122,11 +126,13 @@ class RaggedCache:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_, **__
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, used = torch.arange(len(self.lengths), device=keys.device), int(self.lengths.max()) + 1
+        rows = torch.arange(len(self.lengths), device=keys.device)
+        if int(self.lengths.max()) == self.layers[layer][0].shape[2]:
+            self.layers[layer] = tuple(torch.nn.functional.pad(held, (0, 0, 0, _ROOM)) for held in self.layers[layer])
         held_keys, held_values = self.layers[layer]
         held_keys[rows, :, self.lengths] = keys[:, :, 0]
         held_values[rows, :, self.lengths] = values[:, :, 0]
-        return held_keys[:, :, :used], held_values[:, :, :used]
+        return held_keys, held_values
 
     def get_seq_length(self, layer: int = 0) -> int:
         return int(self.lengths.max())
@@ -142,15 +148,21 @@ def _attend(
 ) -> torch.Tensor:
     """Softmax attention with grouped queries.
 
-    ``query`` (B, H, T, D); ``key`` and ``value`` (B, K, S, D) with K dividing H; ``visible`` boolean, (T, S) or
-    (B, 1, 1, S). Returns (B, T, H, D). Scores of float16 states are float32: some models' exceed what float16 holds.
+    ``query`` (B, H, T, D); ``key`` and ``value`` (B, K, S, D) with K dividing H; ``visible`` boolean, (T, V) or
+    (B, 1, 1, V) with V <= S: nothing behind V is seen. Returns (B, T, H, D). Scores of float16 states are float32: some
+    models' exceed what float16 holds.
     """
     B, H, T, D = query.shape
-    K = key.shape[1]
+    K, S, V = key.shape[1], key.shape[2], visible.shape[-1]
     wide = torch.float32 if query.dtype == torch.float16 else query.dtype
     scores = (query.reshape(B, K, -1, D).to(wide) @ key.transpose(-1, -2).to(wide)) * scaling
-    scores = scores.view(B, K, H // K, T, -1).masked_fill(~visible[..., None, :, :], float("-inf"))
-    weights = scores.softmax(-1).to(value.dtype).view(B, K, H // K * T, -1)
+    scores = scores.view(B, K, H // K, T, S)[..., :V].masked_fill(~visible[..., None, :, :], float("-inf"))
+    weights = scores.softmax(-1).to(
+        value.dtype
+    )  # over V alone: how many numbers are added decides how a sum is rounded
+    if V < S:
+        weights = torch.nn.functional.pad(weights, (0, S - V))
+    weights = weights.reshape(B, K, H // K * T, S)
     return (weights @ value).view(B, H, T, D).transpose(1, 2)
 
 
@@ -224,7 +236,7 @@ def attention(
         raise ValueError(
             "safetylib's attention needs `packing` or `key_lengths`; use the model through pack() or decode()"
         )
-    places = torch.arange(key.shape[2], device=key.device)
+    places = torch.arange(int(key_lengths.max()), device=key.device)
     visible = places < key_lengths[:, None]
     if sliding_window is not None:
         visible &= places >= key_lengths[:, None] - sliding_window

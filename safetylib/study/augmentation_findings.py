@@ -27,6 +27,18 @@ def cyclic_table(results: Results, depth: int, kind: str = "harmful") -> np.ndar
     return _pivot(rows[rows["seed"].isin(seeds)])
 
 
+def headline_by_seed(results: Results, variant: str) -> pd.Series:
+    """Mean refusal rate over the headline depths, a number per seed; ``"cyclic"`` is the main study's arm."""
+    tables = (
+        cyclic_table(results, depth) if variant == "cyclic" else variant_table(results, variant, depth)
+        for depth in results.headline
+    )
+    seeds = sorted(results.part("ablations").query("arm == 'rotate'")["seed"].unique())
+    return pd.Series(
+        np.mean([table.mean(axis=1) for table in tables], axis=0), index=[f"seed {seed}" for seed in seeds]
+    )
+
+
 def _pivot(rows: pd.DataFrame) -> np.ndarray:
     if rows.empty:
         raise KeyError("no such rows")

@@ -1,8 +1,10 @@
 """Claims about the measured chain: each reads ``results/cpu/chain`` or ``results/cpu/forced`` and says what they show.
 
 Laws, parameters, scores, splits, margins and the bounds below were fixed before any of these tables was looked at; they were
-developed on made-up ones. Only ``clock`` and ``steady`` of :func:`law_scores` were added afterwards, and no claim uses them. Training is one seed: intervals say what other prompts might give; that a difference also has to
-show in half of the runs, and to be contradicted by a sixth of them at most, is no substitute for seeds. Nothing here imports torch.
+developed on made-up ones. Only ``clock`` and ``steady`` of :func:`law_scores` were added afterwards, and no claim uses them.
+Training runs have one seed (forced prefixes have all of the study's): intervals say what other prompts might give; that a
+difference also has to show in half of the runs, and to be contradicted by a sixth of them at most, is no substitute for
+seeds. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -234,7 +236,7 @@ def depth_curve() -> Finding:
     return Finding(
         within_bound(found.difference, MOST_DIFFERENCE),
         f"mean absolute difference {found.difference}, predicted minus generated {found.bias}, correlation "
-        f"{found.correlation}; {found.cells} cells, {len(prefixes().prompts)} prompts.",
+        f"{found.correlation}; {found.cells} cells, {len(prefixes().prompts)} prompts, {prefixes().seeds} seeds.",
     )
 
 

@@ -122,6 +122,11 @@ class Forced:
         """Arms but the untuned one."""
         return [arm for arm in self.immediate if arm != "base"]
 
+    @property
+    def seeds(self) -> int:
+        """Members measured of every trained arm."""
+        return min(len(self.within[arm]) for arm in self.trained)
+
     def only(self, chosen: np.ndarray) -> Forced:
         """The same for some prompts, given by their indices; one may stand there twice."""
         parts = [

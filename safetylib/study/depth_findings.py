@@ -46,22 +46,32 @@ def transfer_contrasts(results: Results) -> dict[str, stats.Contrast]:
 
 
 def along_rates(results: Results) -> pd.DataFrame:
-    """Refusal rate on validation prompts by arm, checkpoint (rows) and depth (columns)."""
+    """Refusal rate on validation prompts by arm, seed, checkpoint (rows) and depth (columns)."""
     rows = results.part("along")
-    return rows.pivot_table(index=["arm", "step"], columns="depth", values="refused", aggfunc="mean")
+    return rows.pivot_table(index=["arm", "seed", "step"], columns="depth", values="refused", aggfunc="mean")
 
 
 def steps_to(results: Results, level: float = CONVERGED) -> pd.DataFrame:
-    """The first checkpoint from which on an arm refuses at least ``level`` of the prompts, by depth; missing if none.
+    """The first checkpoint from which on a run (arm, seed) refuses at least ``level`` of the prompts, by depth; missing if none.
 
-    A checkpoint counts only if every later one holds the level, too: an arm that passes through it has not converged.
+    A checkpoint counts only if every later one holds the level, too: a run that passes through it has not converged.
     """
     rates = along_rates(results)
     found = {}
-    for arm, rows in rates.groupby(level="arm", sort=False):
-        holds = (rows.droplevel("arm") >= level).iloc[::-1].cummin().iloc[::-1]
-        found[arm] = {depth: holds.index[column].min() if column.any() else None for depth, column in holds.items()}
-    return pd.DataFrame(found).T.astype("Int64")
+    for run, rows in rates.groupby(level=["arm", "seed"], sort=False):
+        holds = (rows.droplevel(["arm", "seed"]) >= level).iloc[::-1].cummin().iloc[::-1]
+        found[run] = {depth: holds.index[column].min() if column.any() else None for depth, column in holds.items()}
+    return pd.DataFrame.from_dict(found, orient="index").astype("Int64").rename_axis(["arm", "seed"])
+
+
+def swings(results: Results) -> pd.DataFrame:
+    """The largest change of a run's refusal rate from one checkpoint to the next, mean over runs, by arm and depth.
+
+    A rise from the untuned model's rate is learning and not counted: only changes between trained checkpoints are.
+    """
+    rates = along_rates(results).query("step > 0")
+    changes = rates.groupby(level=["arm", "seed"]).diff().abs()
+    return changes.groupby(level=["arm", "seed"]).max().groupby(level="arm").mean()
 
 
 def forced_against_generated(results: Results) -> pd.DataFrame:

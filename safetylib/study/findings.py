@@ -42,12 +42,11 @@ def decide(contrast: stats.Contrast, contrary: Verdict = Verdict.NOT_REPRODUCED,
     difference = contrast.difference
     decided = difference.seeds > 1 and contrast.margin >= LEAST_MARGIN and contrast.p_holm < 0.05
     verdict = Verdict.UNDECIDED if not decided else Verdict.REPRODUCED if difference.mean > 0 else contrary
-    level = "p < 0.001" if contrast.p_holm < 0.001 else f"p = {contrast.p_holm:.3f}"
     seeds = f"{difference.seeds} seeds" if difference.seeds > 1 else "one seed (the interval is over prompts alone)"
     return Finding(
         verdict,
         f"{said or f'cyclic minus {contrast.name}'}: {difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}], "
-        f"{level} after Holm; {seeds}, {difference.prompts} prompts.",
+        f"{contrast.p_shown} after Holm; {seeds}, {difference.prompts} prompts.",
     )
 
 

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetylib.study import augment, prompts, transitions
-from safetylib.study.parts import Part
+from safetylib.study.part import Part
 from safetylib.study.units import Study
 
-SEEDS = (0,)
 PROMPTS = 40
 
 
@@ -27,19 +26,18 @@ def refusal_openings(study: Study) -> tuple[list[tuple[int, ...]], list[tuple[in
 
 
 class Forced(Part):
-    """Of every member of the first seed: q_k, and the probability that a refusal starts within m tokens, at every depth."""
+    """Of every member: q_k, and the probability that a refusal starts within m tokens, at every depth."""
 
-    part, minutes = "forced", 5
-    code = ("parts.py", "forced.py", "transitions.py")
+    part, minutes = "forced", 15
+    code = ("part.py", "forced.py", "transitions.py")
     renewed = "forced-base-0"
 
     def own(self) -> dict[str, tuple]:
         measurement = asdict(self.plan.measurement)
         result: dict[str, tuple] = {}
         for arm, seed in self.plan.members():
-            if seed in SEEDS:
-                needs = ("answers",) if arm == "base" else ("answers", f"train-{arm}-{seed}")
-                result[f"forced-{arm}-{seed}"] = (*needs, measurement, PROMPTS)
+            needs = ("answers",) if arm == "base" else ("answers", f"train-{arm}-{seed}")
+            result[f"forced-{arm}-{seed}"] = (*needs, measurement, PROMPTS)
         return result
 
     def _forced(self, folder: Path, arm: str, seed: int) -> None:

@@ -135,7 +135,7 @@ def extend(
             cache.keep(torch.tensor([place[row] for row in going_on], device=cache.lengths.device))
             alive = going_on
         logits = advance(model, cache, [responses[row].tokens[-1] for row in alive])
-        for row, token in zip(alive, logits.argmax(-1).tolist(), strict=True):
+        for row, token in zip(alive, logits.max(-1).indices.tolist(), strict=True):
             if token == eos:
                 responses[row].ended = True
             else:
@@ -164,7 +164,7 @@ def answer(
         rows = [begin(int(row.argmax()), eos) for row in logits]
         started = [place for place, row in enumerate(rows) if not row.ended]
         if started:
-            cached = store.branch([packed.places[place] for place in started], limit)
+            cached = store.branch([packed.places[place] for place in started])
             decoding = [rows[place] for place in started]
             extend(model, cached, decoding, lambda row, rows=decoding: len(rows[row].tokens) < limit, eos)
         for index, row in zip(batch, rows, strict=True):
@@ -238,7 +238,7 @@ def depth_responses(
             starts = [[depth for (row, depth), leave in leaves.items() if (row, leave) == key] for key in keys]
             more = _until_decided(rows, keys, starts, trunks, within, after, refused)
             places = [packed.places[place_of[i]][: len(prompts[i]) + leave] for i, leave in keys]
-            extend(model, store.branch(places, within + after), rows, more, eos)
+            extend(model, store.branch(places), rows, more, eos)
         for i, depth in leaves:
             leave = leaves[i, depth]
             if leave is None:

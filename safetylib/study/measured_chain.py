@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from safetylib.study import augment, detectors, generate, models, prompts, train, transitions
 from safetylib.study.along import checkpoints, saving
 from safetylib.study.forced import refusal_openings
-from safetylib.study.parts import Part
+from safetylib.study.part import Part
 
 ARM, SEED = "uniform", 0
 STEPS, ANCHORS = 16, 6  #: half the recipe's benign examples a step: the refusals' share of a step is what is followed
@@ -56,7 +56,7 @@ class MeasuredChain(Part):
     """Three step sizes, two decays, AdamW and plain stochastic gradient descent."""
 
     part, minutes = "chain", 25
-    code = ("parts.py", "measured_chain.py", "forced.py", "along.py", "transitions.py")
+    code = ("part.py", "measured_chain.py", "forced.py", "along.py", "transitions.py")
     renewed = "chain-adamw0"
     keys = ("run",)
 

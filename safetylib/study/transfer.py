@@ -1,4 +1,4 @@
-"""Out of distribution: the members of a few seeds on HarmBench's standard behaviours, which trained and selected nothing."""
+"""Out of distribution: every member on HarmBench's standard behaviours, which trained and selected nothing."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from functools import cached_property
 from pathlib import Path
 
 from safetylib.study import detectors, generate, models, prompt_sets
-from safetylib.study.parts import Part
+from safetylib.study.part import Part
 from safetylib.study.prompts import Prompt, stratified_split
 from safetylib.study.store import digest
 
 PROMPTS = 75
-SEEDS = 3  #: so many of the plan's first seeds
 
 
 class Transfer(Part):
     """Refusal at depth 0 and the headline depths."""
 
-    part, minutes = "transfer", 20
-    code = ("parts.py", "transfer.py")
+    part, minutes = "transfer", 15
+    code = ("part.py", "transfer.py")
     renewed = "transfer-base-0"
 
     @property
@@ -31,8 +30,6 @@ class Transfer(Part):
         measurement = asdict(self.plan.measurement)
         result: dict[str, tuple] = {"trunks": (self.plan.model, measurement)}
         for arm, seed in self.plan.members():
-            if seed not in self.plan.seeds[:SEEDS]:
-                continue
             needs = ("trunks",) if arm == "base" else ("trunks", f"train-{arm}-{seed}")
             result[f"transfer-{arm}-{seed}"] = (*needs, measurement, arm, seed)
         return result

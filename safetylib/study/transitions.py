@@ -97,7 +97,7 @@ def _children(model, packed, store, rows, prompts, openings_at_start, openings_l
         group = rows[first : first + width]
         length = len(group[0][2])
         places = [packed.places[place][: len(prompts[place]) + position] for place, position, _, _ in group]
-        cache = store.branch(places, length)
+        cache = store.branch(places)
         for step in range(length):
             logits = advance(model, cache, [opening[step] for _, _, opening, _ in group])
         chances = logits.float().softmax(-1).cpu().numpy()

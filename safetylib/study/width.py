@@ -151,6 +151,25 @@ def averaged(results: Results, members: list[tuple[str, int]], width: int, depth
     return float(np.mean([~ballot.unsafe for ballot in ballots]))
 
 
+def averaged_over_refusal(
+    results: Results, members: list[tuple[str, int]], width: int, kind: str, threshold: float
+) -> float:
+    """Share of benign prompts of a kind that the rule ``average`` refuses, over every ensemble of ``width`` and every prompt.
+
+    Raises
+    ------
+    FileNotFoundError
+        Answers to benign prompts were never rated (part ``rated``); says how to do it.
+    """
+    safety = _of_members(results.part("rated").query("kind == @kind"), members, "safety").to_numpy(float)
+    nothing = np.zeros(safety.shape, bool)
+    ballots = [
+        decide(nothing[list(subset)], nothing[list(subset)], safety[list(subset)], "average", threshold)
+        for subset in combinations(range(len(members)), width)
+    ]
+    return float(np.mean([ballot.refuses for ballot in ballots]))
+
+
 def part_votes(outcomes: pd.DataFrame, members: list[tuple[str, int]], depth: int, kind: str = "harmful") -> np.ndarray:
     """Refusals of a part's members, (members, prompts), prompts in the order of the main tables.
 
@@ -159,11 +178,15 @@ def part_votes(outcomes: pd.DataFrame, members: list[tuple[str, int]], depth: in
     KeyError
         A member without outcomes.
     """
-    rows = outcomes.query("depth == @depth and kind == @kind")
-    table = rows.pivot(index=["arm", "seed"], columns="prompt", values="refused").sort_index(axis=1)
+    return _of_members(outcomes.query("depth == @depth and kind == @kind"), members, "refused").to_numpy(bool)
+
+
+def _of_members(rows: pd.DataFrame, members: list[tuple[str, int]], column: str) -> pd.DataFrame:
+    """A column of a part's rows, a row per member and a column per prompt."""
+    table = rows.pivot(index=["arm", "seed"], columns="prompt", values=column).sort_index(axis=1)
     if missing := [member for member in members if member not in table.index]:
-        raise KeyError(f"no outcomes for {missing[0]}, depth {depth}, {kind}")
-    return table.loc[members].to_numpy(bool)
+        raise KeyError(f"no {column} for {missing[0]} in these rows of a part")
+    return table.loc[members]
 
 
 def data_groups(results: Results) -> dict[str, dict[str, np.ndarray]]:
