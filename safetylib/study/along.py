@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetylib.study import augment, models, train
 from safetylib.study.part import Part
 
-SEEDS = 3  #: so many of the plan's first seeds
+SEEDS = 2  #: so many of the plan's first seeds
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ def saving(batches: Iterable[list], model: PeftModel, at: tuple[int, ...], folde
 class Along(Part):
     """Every trained arm, seen at checkpoints."""
 
-    part, minutes = "along", 45
+    part, minutes = "along", 30
     code = ("part.py", "along.py")
     renewed = "along-shallow-0"
 
