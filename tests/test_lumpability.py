@@ -37,6 +37,15 @@ def test_a_state_has_no_variance_between_prompts_and_multiplies():
     assert lumpability.product_gap(table, (0, 2)).value == pytest.approx(0, abs=1e-12)
 
 
+def test_the_seeds_are_those_of_trained_arms():
+    table = forced(SAME)
+    one = SAME[:1]
+    with_base = replace(
+        table, **{part: {"base": one} | getattr(table, part) for part in ("immediate", "within", "generated")}
+    )
+    assert table.seeds == 2 and with_base.seeds == 2
+
+
 def test_prompts_that_decide_alone_are_no_state():
     """Half always refuse, half never: one half refuses within two places, the lumped chain says three quarters."""
     table = forced(HALVES)

@@ -224,6 +224,27 @@ def test_a_part_measures_resumes_and_says_where_its_tables_come_from(study, name
     assert again.tables()["outcomes"].equals(tables["outcomes"])
 
 
+def test_every_seed_has_every_variant_and_the_first_also_disjoint_data(study):
+    members = [
+        unit.split("-")[1:] for unit in parts.part("ablations")(TINY, study.store.root).own() if "ablate" in unit
+    ]
+    assert TINY.seeds == (0, 1)
+    assert sorted(variant for variant, seed in members if seed == "0") == sorted(ablations.VARIANTS)
+    assert sorted(variant for variant, seed in members if seed == "1") == ["orbit2", "orbit8", "rotate"]
+
+
+def test_benign_answers_are_rated_and_all_of_them(study):
+    found = parts.part("rated")(TINY, study.store.root, silent=True, per_set=4)
+    with found.store.held():
+        found.run()
+    rows = found.tables()["outcomes"]
+    asked = [(prompt.kind, prompt.id) for kind in ("plain", "borderline") for prompt in found.chosen(kind, "test")]
+    members = rows.groupby(["arm", "seed"])
+    assert list(members.groups) == sorted(TINY.members())
+    assert all(list(zip(own["kind"], own["prompt"], strict=True)) == asked for _, own in members)
+    assert rows["safety"].dropna().between(0, 1).all() and rows["safety"].notna().any()
+
+
 def test_ablations_spend_equal_tokens(study):
     found = parts.part("ablations")(TINY, study.store.root, silent=True, per_set=4)
     with found.store.held():
