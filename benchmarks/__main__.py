@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STORED = ROOT / "results" / "benchmarks.csv"
 PAGE = ROOT / "book" / "speed-table.md"
 
+COLUMNS = ("benchmark", "work", "peer", "peer_seconds", "our_seconds", "ratio", "target", "date", "machine")
+
 # Benchmark -> functions of its module, and the ratio that the project set itself.
 BENCHMARKS: dict[str, dict[str, float]] = {
     "loading": {"first": 3.0, "later": 30.0},
@@ -30,36 +32,26 @@ BENCHMARKS: dict[str, dict[str, float]] = {
 }
 
 
-def measure(names: list[str]) -> pd.DataFrame:
-    """Rows of the named benchmarks; a peer that is not installed has none.
-
-    Raises
-    ------
-    ValueError
-        Unknown name; the message lists the known ones.
-    """
-    if unknown := [name for name in names if name not in BENCHMARKS]:
-        raise ValueError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARKS)}")
-    rows, where = [], provenance()
-    for name in names:
-        module = import_module(f"benchmarks.{name}")
-        for function, target in BENCHMARKS[name].items():
-            found: Comparison | None = getattr(module, function)()
-            if found is not None:
-                rows.append(
-                    {
-                        "benchmark": name,
-                        "work": found.work,
-                        "peer": found.peer,
-                        "peer_seconds": float(f"{found.peer_seconds:.3g}"),
-                        "our_seconds": float(f"{found.our_seconds:.3g}"),
-                        "ratio": float(f"{found.ratio:.2g}"),
-                        "target": target,
-                        "date": where["date"],
-                        "machine": where["machine"],
-                    }
-                )
-    return pd.DataFrame(rows)
+def measure(name: str) -> pd.DataFrame:
+    """Rows of a benchmark, one a function; a peer that is not installed has none."""
+    rows, where, module = [], provenance(), import_module(f"benchmarks.{name}")
+    for function, target in BENCHMARKS[name].items():
+        found: Comparison | None = getattr(module, function)()
+        if found is not None:
+            rows.append(
+                {
+                    "benchmark": name,
+                    "work": found.work,
+                    "peer": found.peer,
+                    "peer_seconds": float(f"{found.peer_seconds:.3g}"),
+                    "our_seconds": float(f"{found.our_seconds:.3g}"),
+                    "ratio": float(f"{found.ratio:.2g}"),
+                    "target": target,
+                    "date": where["date"],
+                    "machine": where["machine"],
+                }
+            )
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -74,15 +66,25 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Measure, store, write the table."""
-    fresh = measure(names or list(BENCHMARKS))
-    if STORED.is_file():
-        stored = pd.read_csv(STORED)
-        fresh = pd.concat([stored[~stored["benchmark"].isin(fresh["benchmark"])], fresh])
-    fresh = fresh.sort_values("benchmark", key=lambda column: column.map(list(BENCHMARKS).index), kind="stable")
-    fresh.to_csv(STORED, index=False)
-    PAGE.write_text(table(fresh), encoding="utf-8")
-    print(f"{STORED.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} hold {len(fresh)} rows.")
+    """Measure, and store each benchmark with the page's table as soon as it is done.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, before anything is measured.
+    """
+    names = names or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        raise ValueError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARKS)}")
+    for name in names:
+        rows = measure(name)
+        if STORED.is_file():
+            stored = pd.read_csv(STORED)
+            rows = pd.concat([stored[stored["benchmark"] != name], rows])
+        rows = rows.sort_values("benchmark", key=lambda column: column.map(list(BENCHMARKS).index), kind="stable")
+        rows.to_csv(STORED, index=False)
+        PAGE.write_text(table(rows), encoding="utf-8")
+        print(f"{STORED.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} hold {len(rows)} rows.")
 
 
 if __name__ == "__main__":

@@ -64,3 +64,16 @@ def test_the_real_commands_exist():
     for name, functions in command.BENCHMARKS.items():
         module = import_module(f"benchmarks.{name}")
         assert all(callable(getattr(module, function)) for function in functions)
+
+
+def test_what_was_measured_before_an_interruption_is_stored(bench, monkeypatch, tmp_path):
+    class Interrupted:
+        @staticmethod
+        def main():
+            raise KeyboardInterrupt
+
+    whole = command.import_module
+    monkeypatch.setattr(command, "import_module", lambda path: Interrupted if path.endswith("fast") else whole(path))
+    with pytest.raises(KeyboardInterrupt):
+        command.main([])
+    assert list(pd.read_csv(tmp_path / "benchmarks.csv")["benchmark"]) == ["slow"]
