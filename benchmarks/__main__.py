@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STORED = ROOT / "results" / "benchmarks.csv"
 PAGE = ROOT / "book" / "speed-table.md"
 
-COLUMNS = ("benchmark", "work", "peer", "peer_seconds", "our_seconds", "ratio", "target", "date", "machine")
+COLUMNS = ("benchmark", "function", "work", "peer", "peer_seconds", "our_seconds", "ratio", "target", "date", "machine")
 
 # Benchmark -> functions of its module, and the ratio that the project set itself.
 BENCHMARKS: dict[str, dict[str, float]] = {
@@ -27,7 +27,7 @@ BENCHMARKS: dict[str, dict[str, float]] = {
     "training_step": {"main": 2.5},
     "generation": {"batch": 1.5, "five_adapters": 3.0},
     "depth_curve": {"deep": 8.0, "shallow": 5.0, "whole": 8.0},
-    "judge": {"main": 6.0, "long_verdict": 6.0},
+    "judge": {"main": 6.0},
     "chains": {"absorption": 30.0, "closed_form": 300.0, "long_closed_form": 300.0},
 }
 
@@ -41,6 +41,7 @@ def measure(name: str) -> pd.DataFrame:
             rows.append(
                 {
                     "benchmark": name,
+                    "function": function,
                     "work": found.work,
                     "peer": found.peer,
                     "peer_seconds": float(f"{found.peer_seconds:.3g}"),
@@ -76,12 +77,13 @@ def main(names: list[str]) -> None:
     names = names or list(BENCHMARKS)
     if unknown := [name for name in names if name not in BENCHMARKS]:
         raise ValueError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARKS)}")
+    order = [(name, function) for name, functions in BENCHMARKS.items() for function in functions]
     for name in names:
         rows = measure(name)
-        if STORED.is_file():
-            stored = pd.read_csv(STORED)
-            rows = pd.concat([stored[stored["benchmark"] != name], rows])
-        rows = rows.sort_values("benchmark", key=lambda column: column.map(list(BENCHMARKS).index), kind="stable")
+        if STORED.is_file():  # a benchmark whose peer is missing today keeps its row
+            rows = pd.concat([rows, pd.read_csv(STORED)]) if len(rows) else pd.read_csv(STORED)
+        rows = rows.drop_duplicates(["benchmark", "function"]).set_index(["benchmark", "function"])
+        rows = rows.loc[[key for key in order if key in rows.index]].reset_index()
         rows.to_csv(STORED, index=False)
         PAGE.write_text(table(rows), encoding="utf-8")
         print(f"{STORED.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} hold {len(rows)} rows.")

@@ -165,7 +165,8 @@ def execute(notebook: Notebook, name: str, folder: Path) -> None:
         except CellExecutionError as error:
             reason, text = f"{error.ename}: {error.evalue}", str(error)
         except CellTimeoutError:
-            reason, text = f"no end after {CELL_TIMEOUT} seconds", notebook.cells[where].source
+            reason = f"no end after {CELL_TIMEOUT} seconds; if another program keeps the cores busy, end it and run the command again"
+            text = notebook.cells[where].source
         except DeadKernelError:
             reason, text = "the kernel died (out of memory?)", notebook.cells[where].source
         else:

@@ -573,7 +573,7 @@ def rates_along(rates, depths: tuple[int, ...]) -> plt.Figure:
             axes.plot(steps, runs, color=ARM_STYLES[arm]["color"], linewidth=0.7, alpha=0.35)
             axes.plot(steps, runs.mean(axis=1), label=arm, markersize=4, **ARM_STYLES[arm])
         axes.set_xscale("symlog", base=2, linthresh=1)
-        axes.set_xticks(steps, [str(step) for step in steps])
+        axes.set_xticks(steps, [str(step) if step == max(steps) or 1.5 * step < max(steps) else "" for step in steps])
         axes.set(xlabel="optimiser steps", title=f"after {depth} harmful tokens")
     panels[0].set(ylabel="refused, share of prompts", ylim=(-0.03, 1.03))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)

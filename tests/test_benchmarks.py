@@ -51,6 +51,18 @@ def test_a_missing_peer_has_no_row(bench, monkeypatch, tmp_path):
     assert list(pd.read_csv(tmp_path / "benchmarks.csv")["benchmark"]) == ["fast"]
 
 
+def test_a_peer_that_is_missing_today_leaves_its_stored_row(bench, monkeypatch, tmp_path):
+    command.main([])
+
+    class Missing:
+        main = staticmethod(lambda: None)
+
+    monkeypatch.setattr(command, "import_module", lambda path: Missing)
+    command.main(["slow"])
+    stored = pd.read_csv(tmp_path / "benchmarks.csv")
+    assert list(zip(stored["benchmark"], stored["ratio"], strict=True)) == [("slow", 2.0), ("fast", 40.0)]
+
+
 def test_unknown_benchmarks_are_refused_by_name(bench, tmp_path):
     with pytest.raises(ValueError, match="unknown benchmark 'quick'; known: slow, fast"):
         command.main(["quick"])

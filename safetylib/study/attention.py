@@ -157,9 +157,8 @@ def _attend(
     wide = torch.float32 if query.dtype == torch.float16 else query.dtype
     scores = (query.reshape(B, K, -1, D).to(wide) @ key.transpose(-1, -2).to(wide)) * scaling
     scores = scores.view(B, K, H // K, T, S)[..., :V].masked_fill(~visible[..., None, :, :], float("-inf"))
-    weights = scores.softmax(-1).to(
-        value.dtype
-    )  # over V alone: how many numbers are added decides how a sum is rounded
+    # The sum runs over V alone: how many numbers are added decides how it is rounded.
+    weights = scores.softmax(-1).to(value.dtype)
     if V < S:
         weights = torch.nn.functional.pad(weights, (0, S - V))
     weights = weights.reshape(B, K, H // K * T, S)
