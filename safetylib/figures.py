@@ -821,19 +821,27 @@ LAW_STYLES = {
 
 
 def laws_along_training(panels: dict[str, tuple]) -> plt.Figure:
-    """A measured probability over the clock of step sizes, every run a marker, with the laws fitted to all runs.
+    """A measured probability over the clock of step sizes, every run a marker (its seeds' mean, and a faint line through all of
+    them), with the laws fitted to all runs.
 
     ``panels`` maps a title to a :class:`safetylib.study.laws.Trajectories` and its fits, law to
     :class:`safetylib.study.laws.Fit` of one row.
     """
     figure, axes = new_axes(len(panels), sharey=True, figsize=(7.6, 3.9), squeeze=False)
     for panel, (title, (series, fits)) in zip(axes[0], panels.items(), strict=True):
-        clock, means = series.clock(), series.values.mean(axis=2)
+        clock, by_seed = series.clock(), series.values.mean(axis=3)
+        means = by_seed.mean(axis=0)
         for place in range(len(series.runs)):
             filled = {"markerfacecolor": INK if place % 2 else "none"}
             label = rf"$\alpha$ = {series.alpha[place]:g}, $\gamma$ = {series.gamma[place]:g}"
             panel.plot(
                 clock[place, 1:], means[place, 1:], MARKERS[place % 6], color=INK, markersize=5, label=label, **filled
+            )
+            panel.vlines(
+                clock[place, 1:],
+                *(end(by_seed[:, place, 1:], axis=0) for end in (np.min, np.max)),
+                color=INK,
+                alpha=0.3,
             )
         along = np.geomspace(clock[:, 1].min(), clock.max(), 200)
         for law, fitted in fits.items():
@@ -844,7 +852,7 @@ def laws_along_training(panels: dict[str, tuple]) -> plt.Figure:
         handles, labels = panel.get_legend_handles_labels()
         runs = len(series.runs)
         panel.legend(handles[:runs], labels[:runs], loc="upper left", fontsize=7)
-    highest = max(max(series.values.mean(axis=2).max() for series, _ in panels.values()), 0.05)
+    highest = max(max(series.values.mean(axis=3).max() for series, _ in panels.values()), 0.05)
     axes[0, 0].set_ylim(-0.05 * highest, min(1.7 * highest, 1.03))  # room for the legend
     axes[0, 0].set_ylabel("refusal starts, mean over prompts\nand depths (dots: untrained)")
     figure.legend(handles[runs:], labels[runs:], loc="outside lower center", ncols=3)

@@ -12,14 +12,16 @@ RUNS = [(alpha, gamma) for alpha in ALPHAS for gamma in GAMMAS]
 TRUTH = {"additive": (0.02, 0.016), "softmax": (0.02, 0.14), "cross-entropy": (0.02, 0.2)}
 
 
-def trajectories(law, *, clock="step sizes", prompts=12, spread=0.0, truth=TRUTH, seed=0):
-    """Runs that follow a law in one of the clocks, with prompts scattered about the class on the scale of logits."""
+def trajectories(law, *, clock="step sizes", prompts=12, spread=0.0, truth=TRUTH, seed=0, between=()):
+    """Runs that follow a law in one of the clocks, with prompts scattered about the class on the scale of logits; a seed for
+    every entry of ``between``, whose rate is so many times higher (one seed by default)."""
     alpha, gamma = np.array(RUNS).T
-    blank = np.zeros((len(RUNS), len(STEPS), prompts))
+    blank = np.zeros((1, len(RUNS), len(STEPS), prompts))
     made = laws.Trajectories("made", tuple(map(str, RUNS)), alpha, gamma, STEPS, blank)
     ticks = made.clock(clock)
     ticks = ticks * made.clock().max() / ticks.max()
-    level = np.clip(laws.curve(law, ticks, *truth[law]), 1e-6, 1 - 1e-6)
+    start, rate = truth[law]
+    level = np.array([laws.curve(law, ticks, start, rate * factor) for factor in between or (1,)]).clip(1e-6, 1 - 1e-6)
     scatter = np.random.default_rng(seed).normal(0, spread, prompts)
     return laws.Trajectories(
         "made", made.runs, alpha, gamma, STEPS, expit(logit(level)[..., None] + scatter * (level[..., None] < 1))
@@ -58,14 +60,14 @@ def test_known_values():
 @pytest.mark.parametrize("law", laws.LAWS)
 def test_a_fit_finds_the_parameters_that_made_the_data(law):
     data = trajectories(law)
-    values = data.values[..., 0].reshape(1, -1)
+    values = data.values[0, ..., 0].reshape(1, -1)
     found = laws.fit(law, data.clock().ravel(), values)
     start, rate = TRUTH[law]
     assert found.start[0] == pytest.approx(start, rel=0.1) and found.rate[0] == pytest.approx(rate, rel=0.03)
     assert not found.at_edge[0]
     given = laws.fit(law, data.clock().ravel(), values, start=[start])
     assert given.start[0] == pytest.approx(start) and given.rate[0] == pytest.approx(rate, rel=0.02)
-    assert found(data.clock())[0] == pytest.approx(data.values[..., 0], abs=0.01)
+    assert found(data.clock())[0] == pytest.approx(data.values[0, ..., 0], abs=0.01)
 
 
 def test_rows_are_fitted_on_their_own_and_cells_without_weight_are_not_seen():
@@ -112,7 +114,7 @@ def test_no_forecast_sees_what_it_forecasts(split):
         for fitted, hidden in laws.SPLITS[split](data):
             assert not (fitted & hidden).any()
             changed = data.values.copy()
-            changed[hidden] = 0.5
+            changed[:, hidden] = 0.5
             other = laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, changed)
             assert laws.forecasts(other, name, split)[hidden] == pytest.approx(told[hidden], abs=1e-12)
         assert held_out[:, 0].sum() == 0
@@ -154,7 +156,7 @@ def test_a_law_that_no_run_follows_is_not_said_to_be_followed():
     plateau = laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, np.minimum(data.values, 0.4))
     assert laws.compare(table(plateau)).outcome in ("best of three", "none")
     random = np.random.default_rng(1).uniform(size=data.values.shape)
-    random[:, 0] = random[0, 0]
+    random[:, :, 0] = random[0, 0, 0]
     noise = laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, random)
     assert laws.compare(table(noise)).outcome == "none"
 
@@ -173,24 +175,59 @@ def test_a_law_that_no_run_follows_is_not_said_to_be_followed():
 )
 def test_a_difference_is_decided_when_the_runs_agree(by_run, decided):
     prompts = np.random.default_rng(0).normal(0, 1e-4, 12)
-    assert laws.difference(np.add.outer(by_run, prompts)).decided == decided
+    assert laws.difference(np.add.outer(by_run, prompts)[None]).decided == decided
 
 
 def test_a_difference_that_varies_between_prompts_is_not_decided():
-    assert laws.difference(np.tile(np.resize([0.3, -0.2], 12), (6, 1))).decided == 0
+    assert laws.difference(np.tile(np.resize([0.3, -0.2], 12), (1, 6, 1))).decided == 0
+
+
+def test_a_difference_that_varies_between_seeds_is_not_decided():
+    by_seed = np.array([0.01, 0.02, 0.12])
+    table = np.add.outer(by_seed, np.add.outer(np.zeros(6), np.random.default_rng(0).normal(0, 1e-4, 12)))
+    assert laws.difference(table[2:]).decided == 1, "one seed by itself would have been believed"
+    together = laws.difference(table)
+    assert together.decided == 0 and together.estimate.low < 0 < together.estimate.mean == pytest.approx(0.05, abs=1e-3)
+    assert together.estimate.seeds == 3 and (together.ahead, together.behind, together.runs) == (6, 0, 6)
+
+
+def test_three_standard_errors_of_few_seeds_are_not_enough():
+    by_seed = np.array([0.03, 0.05, 0.07])
+    found = laws.difference(np.broadcast_to(by_seed[:, None, None], (3, 6, 12)))
+    margin = found.estimate.mean / found.estimate.standard_error
+    assert margin > laws.LEAST_MARGIN and found.estimate.low > 0 and found.decided == 1
+    wider = laws.difference(np.broadcast_to(by_seed[:, None, None] - 0.013, (3, 6, 12)))
+    assert wider.estimate.mean > laws.LEAST_MARGIN * wider.estimate.standard_error and wider.estimate.low < 0
+    assert wider.decided == 0
+
+
+def test_a_forecast_is_fitted_to_the_mean_of_the_seeds_and_scored_on_each():
+    data = trajectories("softmax", spread=0.3, between=(0.8, 1.0, 1.2))
+    mean = laws.Trajectories(
+        "made", data.runs, data.alpha, data.gamma, data.steps, data.values.mean(axis=0, keepdims=True)
+    )
+    for name in laws.FORECASTS:
+        told = laws.forecasts(data, name)
+        assert told == pytest.approx(laws.forecasts(mean, name), nan_ok=True)
+        found = laws.scores(data, told)
+        assert found.shape == (3, 6, 12)
+        assert found.mean(axis=0) == pytest.approx(laws.scores(mean, told)[0]), (
+            "the log score is linear in what is measured"
+        )
+    assert laws.rates(data, "softmax")[1].rate == pytest.approx(laws.rates(mean, "softmax")[1].rate)
 
 
 def test_runs_can_be_left_out():
     data = trajectories("softmax")
     fewer = laws.without(data, [data.runs[1], data.runs[4]])
     assert fewer.runs == tuple(data.runs[i] for i in (0, 2, 3, 5)) and fewer.alpha.tolist() == [1, 2, 2, 4]
-    assert (fewer.values == data.values[[0, 2, 3, 5]]).all()
+    assert (fewer.values == data.values[:, [0, 2, 3, 5]]).all()
 
 
 def test_trajectories_must_begin_at_one_model():
     data = trajectories("softmax")
     values = data.values.copy()
-    values[0, 0] = 0.9
+    values[0, 0, 0] = 0.9
     with pytest.raises(ValueError, match="same values"):
         laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, values)
 

@@ -124,18 +124,22 @@ def test_predictions_and_outcomes_are_paired_and_short_answers_left_out():
 
 
 def made_runs():
-    """Two optimisers, six runs each, whose start, stop and turn follow the softmax law."""
+    """Two optimisers, six runs each with two seeds, whose start, stop and turn follow the softmax law."""
     outcomes, training = [], []
     for optimiser, alphas in (("adamw", (1e-3, 2e-3, 4e-3)), ("sgd", (0.1, 0.2, 0.4))):
         for place, (alpha, gamma) in enumerate(itertools.product(alphas, (0.85, 0.96))):
             run, sizes = f"{optimiser}{place}", alpha * gamma ** np.arange(24)
-            training += [{"run": run, "step": t, "step_size": float(f"{size:.5g}")} for t, size in enumerate(sizes)]
-            for step in (0, 1, 2, 4, 8, 16, 24):
+            training += [
+                {"run": run, "seed": seed, "step": t, "step_size": float(f"{size:.5g}")}
+                for seed in (0, 1)
+                for t, size in enumerate(sizes)
+            ]
+            for seed, step in itertools.product((0, 1), (0, 1, 2, 4, 8, 16, 24)):
                 clock = sizes[:step].sum() / alphas[0] * 1e-3
                 for prompt in range(10):
-                    value = float(laws.curve("softmax", clock, 0.03 + 0.002 * prompt, 160))
-                    named = {"run": run if step else "untrained", "step": step, "prompt": f"p{prompt}"}
-                    if step or run == "adamw0":
+                    value = float(laws.curve("softmax", clock, 0.03 + 0.002 * prompt, 160 + seed + place % 3))
+                    named = {"run": run if step else "untrained", "seed": seed, "step": step, "prompt": f"p{prompt}"}
+                    if step or (run, seed) == ("adamw0", 0):
                         outcomes += [{**named, "quantity": "start", "depth": k, "value": value} for k in (0, 5)]
                         outcomes += [{**named, "quantity": "stop", "depth": 0, "value": value}]
                         outcomes += [{**named, "quantity": "turn", "depth": 0, "value": float(value < 0.5)}]
@@ -151,22 +155,31 @@ def test_runs_tell_their_step_size_and_decay_by_what_they_used():
 
 def test_a_run_whose_loss_ends_above_its_start_blew_up(monkeypatch):
     losses = {"adamw0": np.linspace(4, 1, 16), "sgd0": np.linspace(4, 90, 16), "sgd1": np.r_[np.full(15, 3.0), 3.5]}
-    rows = [{"run": run, "step": t, "refusal_loss": loss} for run, one in losses.items() for t, loss in enumerate(one)]
+    rows = [
+        {"run": run, "seed": seed, "step": t, "refusal_loss": loss if seed else min(loss, 3)}
+        for run, one in losses.items()
+        for seed in (0, 1)
+        for t, loss in enumerate(one)
+    ]
     monkeypatch.setattr(chain_findings, "runs", lambda: MeasuredRuns(pd.DataFrame(), pd.DataFrame(rows)))
-    assert chain_findings.blown_up() == ["sgd0", "sgd1"]
+    assert chain_findings.blown_up() == [("sgd0", 1), ("sgd1", 1)]
 
 
 def test_trajectories_begin_with_the_untrained_model_and_staying_is_not_turning():
     table = made_runs()
     start, stay = table.trajectories("sgd", "start", 5), table.trajectories("sgd", "stay")
-    assert start.runs == tuple(f"sgd{i}" for i in range(6)) and start.values.shape == (6, 7, 10)
-    assert start.values[:, 0] == pytest.approx(np.tile(0.03 + 0.002 * np.arange(10), (6, 1)))
+    assert start.runs == tuple(f"sgd{i}" for i in range(6)) and start.values.shape == (2, 6, 7, 10)
+    assert start.values[:, :, 0] == pytest.approx(np.tile(0.03 + 0.002 * np.arange(10), (2, 6, 1)))
+    own = table.outcomes.query("run == 'sgd4' and seed == 1 and step == 8 and quantity == 'start' and depth == 5")
+    assert start.values[1, 4, 4] == pytest.approx(own.sort_values("prompt")["value"])
+    assert (start.values[1] > start.values[0])[:, 1:].all(), "the second seed learns faster"
     assert (stay.values == (start.values >= 0.5)).all()
     one = start.clock()[5]
     assert one[1:3] == pytest.approx([0.4, 0.4 * 1.96], rel=1e-4)
-    lacking = table.outcomes.query("not (run == 'sgd2' and step == 8)")
-    with pytest.raises(ValueError, match="start, depth 5, sgd: some run lacks a step or a prompt"):
-        MeasuredRuns(lacking, table.training).trajectories("sgd", "start", 5)
+    for hole in ("step == 8", "seed == 1", "step == 8 and seed == 1", "step == 8 and prompt == 'p3'"):
+        lacking = table.outcomes.query(f"not (run == 'sgd2' and {hole})")
+        with pytest.raises(ValueError, match="start, depth 5, sgd: some run lacks a seed, a step or a prompt"):
+            MeasuredRuns(lacking, table.training).trajectories("sgd", "start", 5)
     with pytest.raises(ValueError, match="unknown quantity 'go'"):
         table.trajectories("sgd", "go")
 
@@ -175,7 +188,7 @@ def test_trajectories_begin_with_the_untrained_model_and_staying_is_not_turning(
 
 
 def scores_of(**means):
-    return {name: np.full((6, 8), means.get(name.replace("-", "_"), 1.0)) for name in laws.FORECASTS}
+    return {name: np.full((1, 6, 8), means.get(name.replace("-", "_"), 1.0)) for name in laws.FORECASTS}
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,19 @@ def test_the_chain_holds_three_step_sizes_two_decays_and_two_optimisers():
         assert len({one.alpha for one in runs}) == 3 and len({one.gamma for one in runs}) == 2 and len(runs) == 6
 
 
+def test_every_run_of_the_chain_is_made_with_every_seed(study):
+    found = parts.part("chain")(TINY, study.store.root, silent=True, per_set=4)
+    with found.store.held():
+        found.run()
+    tables = found.tables()
+    trained = (
+        tables["outcomes"].query("run != 'untrained'").groupby(["run", "seed", "step"])["value"].sum().unstack("seed")
+    )
+    assert list(trained.columns) == list(TINY.seeds) and trained.notna().all(axis=None)
+    losses = tables["training"].pivot(index=["run", "step"], columns="seed", values="refusal_loss")
+    assert (losses[0] != losses[1]).all(), "another seed is another run"
+
+
 def test_unknown_parts_are_refused_by_name():
     with pytest.raises(ValueError, match="unknown part 'depth'; known: transfer"):
         parts.part("depth")

@@ -49,6 +49,29 @@ def test_unpacked_weights_are_the_four_bit_weights(loaded):
     assert max(len(block.unique()) for block in blocks[:200]) <= 16, "a block of 64 weights has more than 16 values"
 
 
+def test_rounded_weights_are_kept_between_loads_and_are_what_rounding_gives(loaded, monkeypatch):
+    model, tokenizer = loaded
+    rounded, other = models._read(assets.embedded_model(), torch.bfloat16)
+    ours, theirs = model.state_dict(), rounded.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert tokenizer.chat_template == other.chat_template and len(tokenizer) == len(other)
+    monkeypatch.setattr(models, "_write_rounded", lambda _: pytest.fail("weights that were rounded are rounded again"))
+    again, _ = models.load("SmolLM2-135M-Instruct")
+    assert all(torch.equal(ours[name], value) for name, value in again.state_dict().items())
+    monkeypatch.setattr(models.metadata, "version", lambda name: "0")
+    with pytest.raises(pytest.fail.Exception, match="rounded again"):  # another version may round otherwise
+        models.load("SmolLM2-135M-Instruct")
+
+
+def test_another_dtype_is_rounded_from_the_unrounded_weights():
+    model, _ = models.load("SmolLM2-135M-Instruct", torch.float32)
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    coarse = models.load("SmolLM2-135M-Instruct")[0].model.layers[3].mlp.up_proj.weight.float()
+    fine = model.model.layers[3].mlp.up_proj.weight
+    assert torch.equal(fine.to(torch.bfloat16).float(), coarse) and not torch.equal(fine, coarse)
+
+
 def test_a_lora_step_trains_the_adapters_and_nothing_else(loaded):
     model, tokenizer = loaded
     before = model.model.layers[0].self_attn.q_proj.weight.clone()

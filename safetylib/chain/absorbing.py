@@ -237,12 +237,13 @@ def _reached(edges: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def _solver(matrix, inside: np.ndarray):
     """Factorise :math:`I - T` on the states ``inside`` once; return ``right-hand side -> solution``."""
-    block = matrix[inside][:, inside]
     leaving = _leaving(matrix)[inside]
-    if sp.issparse(block):
+    if sp.issparse(matrix):
+        block = matrix[inside][:, inside]
         off_diagonal = block - sp.diags_array(block.diagonal())
         return sp.linalg.splu(sp.csc_array(sp.diags_array(leaving) - off_diagonal)).solve
-    system = -block
+    system = -matrix[np.ix_(inside, inside)]
     np.fill_diagonal(system, leaving)
-    factors = scipy.linalg.lu_factor(system)
-    return lambda right: scipy.linalg.lu_solve(factors, right)
+    # The transpose lies in memory as LAPACK wants it, so nothing is copied.
+    factors = scipy.linalg.lu_factor(system.T, overwrite_a=True, check_finite=False)
+    return lambda right: scipy.linalg.lu_solve(factors, right, trans=1, check_finite=False)

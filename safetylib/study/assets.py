@@ -19,13 +19,17 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from unittest import mock
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class AssetError(RuntimeError):
@@ -130,7 +134,7 @@ def _room_for(target: Path) -> Iterator[Path]:
         if error.errno != errno.ENOSPC:
             raise
         raise AssetError(
-            f"The disk that holds {target.parent} is full. Free about 500 MB there, or point SAFETYLIB_CACHE "
+            f"The disk that holds {target.parent} is full. Free about 750 MB there, or point SAFETYLIB_CACHE "
             "at a folder on another disk, and run the command again. Nothing was installed."
         ) from error
     finally:
@@ -215,22 +219,36 @@ def fetch(asset: Asset) -> Path:
 
 
 def embedded_model() -> Path:
-    """Folder with SmolLM2-135M-Instruct as safetensors and tokenizer, converted once from the pinned GGUF file.
+    """Folder with SmolLM2-135M-Instruct as safetensors and tokenizer, converted once from the pinned GGUF file."""
+    return converted(embedded_name(), lambda into: _convert(fetch(SMOLLM2), into))
 
-    Every converted file carries its own digest in ``conversion.json``, checked at every call, so that a damaged cache is
-    noticed and not measured.
+
+def embedded_name() -> str:
+    """Name of that folder."""
+    return f"smollm2-135m-{SMOLLM2.sha256[:12]}-transformers-{metadata.version('transformers')}"
+
+
+def converted(name: str, convert: Callable[[Path], None]) -> Path:
+    """A folder of the cache, filled once by ``convert``.
+
+    Every file in it carries its own digest in ``conversion.json``, checked at every call, so that a damaged cache is noticed
+    and not measured.
+
+    Parameters
+    ----------
+    name
+        The folder's name, which says everything that its content depends on.
+    convert
+        Writes the files into the folder that it is given.
     """
-    import transformers
-
-    target = cache_dir() / "models" / f"smollm2-135m-{SMOLLM2.sha256[:12]}-transformers-{transformers.__version__}"
+    target = cache_dir() / "models" / name
     if target.is_dir():
         _check_conversion(target)
         return target
-    gguf = fetch(SMOLLM2)
     with _room_for(target) as scratch:
-        _convert(gguf, scratch)
+        convert(scratch)
         digests = {file.name: sha256(file) for file in sorted(scratch.iterdir())}
-        (scratch / "conversion.json").write_text(json.dumps({"source": SMOLLM2.sha256, "files": digests}, indent=1))
+        (scratch / "conversion.json").write_text(json.dumps({"files": digests}, indent=1))
         os.replace(scratch, target)
     return target
 
@@ -273,12 +291,16 @@ def _convert(gguf: Path, into: Path) -> None:
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
         )
-        # The dense copy is no longer quantised, but it still says so and would refuse to be saved.
-        model.hf_quantizer, model.is_quantized = None, False
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.to(torch.bfloat16).save_pretrained(into)
-        tokenizer.save_pretrained(into)
+        save_dense(model.to(torch.bfloat16), tokenizer, into)
+
+
+def save_dense(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, into: Path) -> None:
+    """Save a model whose weights were unpacked: it is no longer quantised, but still says so and would refuse to be saved."""
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(into)
+    tokenizer.save_pretrained(into)
 
 
 def main(command: Literal["fetch", "show"] = "fetch", /) -> None:

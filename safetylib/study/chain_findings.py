@@ -2,9 +2,8 @@
 
 Laws, parameters, scores, splits, margins and the bounds below were fixed before any of these tables was looked at; they were
 developed on made-up ones. Only ``clock`` and ``steady`` of :func:`law_scores` were added afterwards, and no claim uses them.
-Training runs have one seed (forced prefixes have all of the study's): intervals say what other prompts might give; that a
-difference also has to show in half of the runs, and to be contradicted by a sixth of them at most, is no substitute for
-seeds. Nothing here imports torch.
+Training runs were made with one seed first, and with two more after their tables had been looked at; intervals are over seeds and
+prompts. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -50,14 +49,14 @@ def law_scores(
     clock: str = "step sizes",
     steady: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Forecast -> (runs, prompts) mean score over the steps held out, and over the depths of the quantity.
+    """Forecast -> (seeds, runs, prompts) mean score over the steps held out, and over the depths of the quantity.
 
-    Arguments are those of :func:`safetylib.study.laws.forecasts`; with ``steady``, runs that blew up are left out.
+    Arguments are those of :func:`safetylib.study.laws.forecasts`; with ``steady``, runs that blew up with any seed are left out.
     """
     table = runs()
     series = [table.trajectories(optimiser, quantity, depth) for depth in table.depths(quantity)]
     if steady:
-        series = [laws.without(one, blown_up()) for one in series]
+        series = [laws.without(one, [run for run, _ in blown_up()]) for one in series]
     return {
         name: np.mean(
             [laws.scores(one, _forecast(one, name, split, start, own, clock), score) for one in series],
@@ -78,9 +77,9 @@ def _forecast(series: laws.Trajectories, name: str, split: str, start: str, own:
     return _FORECASTS[key]
 
 
-def blown_up() -> list[str]:
-    """Runs whose loss on refusals ends above where it began, mean of four steps each: training diverged."""
-    losses = runs().training.pivot(index="step", columns="run", values="refusal_loss")
+def blown_up() -> list[tuple[str, int]]:
+    """(run, seed) whose loss on refusals ends above where it began, mean of four steps each: training diverged."""
+    losses = runs().training.pivot(index="step", columns=["run", "seed"], values="refusal_loss")
     return losses.columns[losses.tail(4).mean() > losses.head(4).mean()].tolist()
 
 
@@ -144,7 +143,7 @@ def _law_claim(optimiser: str, quantity: str, statement: str) -> None:
         return Finding(
             law_verdict(table),
             f"{law_in_words(laws.compare(table))}. Log score in nats, additive minus the other (positive: the other is "
-            f"better): {listed}; {table['additive'].shape[1]} prompts.",
+            f"better): {listed}; {table['additive'].shape[-1]} prompts, {len(table['additive'])} seeds.",
         )
 
 

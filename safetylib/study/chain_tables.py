@@ -25,9 +25,9 @@ class MeasuredRuns:
     Attributes
     ----------
     outcomes
-        A row per (run, step, quantity, prompt, depth); the run ``untrained`` is step 0 of every other one.
+        A row per (run, seed, step, quantity, prompt, depth); the run ``untrained`` is step 0 of every other one.
     training
-        A row per (run, step): the step size that was used, losses.
+        A row per (run, seed, step): the step size that was used, losses.
     """
 
     outcomes: pd.DataFrame
@@ -45,6 +45,11 @@ class MeasuredRuns:
                 "gamma": round((last / first) ** (1 / (used["step"].iloc[-1] - used["step"].iloc[0])), 4),
             }
         return pd.DataFrame(rows).T.astype({"alpha": float, "gamma": float}).rename_axis("run")
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds that every run was made with."""
+        return sorted(self.training["seed"].unique().tolist())
 
     @property
     def optimisers(self) -> list[str]:
@@ -66,16 +71,20 @@ class MeasuredRuns:
         Raises
         ------
         ValueError
-            Some run lacks a step or a prompt that another one has.
+            Some run lacks a seed, a step or a prompt that another one has.
         """
         rows = self._rows(quantity).query("depth == @depth")
-        table = rows.pivot(index="prompt", columns=["run", "step"], values="value").sort_index()
+        table = rows.pivot(index=["run", "seed", "step"], columns="prompt", values="value").sort_index(axis=1)
         chosen = self.runs.query("optimiser == @optimiser")
-        steps = sorted({step for run, step in table.columns if run in chosen.index})
-        cells = [[table[run, step] for step in steps if (run, step) in table] for run in chosen.index]
-        if any(len(row) < len(steps) for row in cells) or table.isna().to_numpy().any():
-            raise ValueError(f"{quantity}, depth {depth}, {optimiser}: some run lacks a step or a prompt")
-        values = np.array([[table["untrained", 0], *row] for row in cells], dtype=float)
+        untrained, trained = table.loc["untrained"].to_numpy(), table.loc[list(chosen.index)]
+        steps = sorted(trained.index.unique("step"))
+        cells = pd.MultiIndex.from_product([chosen.index, self.seeds, steps])
+        if len(cells) != len(trained) or not cells.isin(trained.index).all() or trained.isna().to_numpy().any():
+            raise ValueError(f"{quantity}, depth {depth}, {optimiser}: some run lacks a seed, a step or a prompt")
+        shape = (len(chosen), len(self.seeds), len(steps), -1)
+        values = trained.reindex(cells).to_numpy(dtype=float).reshape(shape).swapaxes(0, 1)
+        start = np.broadcast_to(untrained, (*values.shape[:2], *untrained.shape))
+        values = np.concatenate([start, values], axis=2)
         return Trajectories(
             name=f"{quantity} {depth}" if quantity == "start" else quantity,
             runs=tuple(chosen.index),

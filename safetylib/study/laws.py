@@ -194,7 +194,7 @@ class Trajectories:
     steps
         (steps,) numbers of optimiser steps; the first is 0, where every run stands at the same model.
     values
-        (runs, steps, prompts).
+        (seeds, runs, steps, prompts): every run was made once a seed.
     """
 
     name: str
@@ -206,9 +206,9 @@ class Trajectories:
 
     def __post_init__(self) -> None:
         check_range("values", self.values, "[0, 1]")
-        if self.values.shape[:2] != (len(self.runs), len(self.steps)) or self.values.ndim != 3:
-            raise ValueError(f"values must be (runs, steps, prompts), got shape {self.values.shape}")
-        if self.steps[0] != 0 or np.ptp(self.values[:, 0], axis=0).any():
+        if self.values.ndim != 4 or self.values.shape[1:3] != (len(self.runs), len(self.steps)):
+            raise ValueError(f"values must be (seeds, runs, steps, prompts), got shape {self.values.shape}")
+        if self.steps[0] != 0 or np.ptp(self.values[:, :, 0], axis=(0, 1)).any():
             raise ValueError("steps must begin with 0, at which all runs have the same values")
 
     def clock(self, kind: str = "step sizes") -> np.ndarray:
@@ -236,21 +236,21 @@ def without(trajectories: Trajectories, runs: list[str]) -> Trajectories:
         trajectories.alpha[kept],
         trajectories.gamma[kept],
         trajectories.steps,
-        trajectories.values[kept],
+        trajectories.values[:, kept],
     )
 
 
 def other_runs(trajectories: Trajectories) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Folds that hold out one run each, as masks (runs, steps) of what is fitted and what is forecast."""
+    """Folds that hold out one run each, with all of its seeds, as masks (runs, steps) of what is fitted and what is forecast."""
     for run in range(len(trajectories.runs)):
-        held_out = np.zeros(trajectories.values.shape[:2], dtype=bool)
+        held_out = np.zeros(trajectories.values.shape[1:3], dtype=bool)
         held_out[run] = True
         yield ~held_out, held_out & (trajectories.steps > 0)
 
 
 def later_steps(trajectories: Trajectories, last: int = 4) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One fold: all runs up to step ``last`` are fitted, what comes later is forecast."""
-    early = np.broadcast_to(trajectories.steps <= last, trajectories.values.shape[:2])
+    early = np.broadcast_to(trajectories.steps <= last, trajectories.values.shape[1:3])
     yield early, ~early
 
 
@@ -266,7 +266,7 @@ def forecasts(
     start: str = "fitted",
     own: bool = False,
 ) -> np.ndarray:
-    """What a forecast says of every cell that is held out, for every prompt.
+    """What a forecast says of every cell that is held out, for every prompt: fitted to the seeds' mean, the same for each seed.
 
     Parameters
     ----------
@@ -286,7 +286,8 @@ def forecasts(
     ndarray
         (runs, steps, prompts); nan where nothing is held out.
     """
-    values, prompts = trajectories.values, trajectories.values.shape[2]
+    values = trajectories.values.mean(axis=0)
+    prompts = values.shape[2]
     known = values if own else (values.sum(axis=2, keepdims=True) - values) / (prompts - 1)
     known = np.moveaxis(np.clip(known, 0, 1), 2, 0)  # what is known when a prompt is forecast: (prompts, runs, steps)
     ticks, shape = trajectories.clock(clock), (prompts, -1)
@@ -322,8 +323,8 @@ SCORES: dict[str, Callable] = {
 
 
 def scores(trajectories: Trajectories, forecast: np.ndarray, score: str = "log score") -> np.ndarray:
-    """(runs, prompts) mean score over the steps that were forecast; smaller is better."""
-    return np.nanmean(SCORES[score](trajectories.values, forecast), axis=1)
+    """(seeds, runs, prompts) mean score over the steps that were forecast; smaller is better."""
+    return np.nanmean(SCORES[score](trajectories.values, forecast), axis=2)
 
 
 LEAST_MARGIN = 3.0
@@ -332,7 +333,7 @@ LEAST_DIFFERENCE = 1e-3
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference of two scores with its interval over prompts, and in how many runs it has which sign.
+    """Mean difference of two scores with its interval over seeds and prompts, and in how many runs it has which sign.
 
     ``ahead`` and ``behind`` count runs whose mean difference exceeds ``LEAST_DIFFERENCE``, or falls below minus that.
     """
@@ -344,12 +345,14 @@ class Difference:
 
     @property
     def decided(self) -> int:
-        """1 if positive by three standard errors over prompts, in half of the runs or more, and the other way round in a
-        sixth of them at most; -1 for the reverse; else 0.
+        """1 if positive by three standard errors, with an interval that leaves out zero, in half of the runs or more, and
+        the other way round in a sixth of them at most; -1 for the reverse; else 0.
 
-        Runs are a design, not a sample (in some of them all laws agree), so they are counted and not averaged over.
+        Standard errors and intervals are over seeds and prompts. Runs are a design, not a sample (in some of them all laws
+        agree), so they are counted and not averaged over.
         """
-        if abs(self.estimate.mean) <= max(LEAST_MARGIN * self.estimate.standard_error, LEAST_DIFFERENCE):
+        one = self.estimate
+        if abs(one.mean) <= max(LEAST_MARGIN * one.standard_error, LEAST_DIFFERENCE) or one.low <= 0 <= one.high:
             return 0
         same, other = (self.ahead, self.behind) if self.estimate.mean > 0 else (self.behind, self.ahead)
         return int(np.sign(self.estimate.mean)) if 2 * same >= self.runs and 6 * other <= self.runs else 0
@@ -360,10 +363,10 @@ class Difference:
 
 
 def difference(table: np.ndarray) -> Difference:
-    """The mean of a (runs, prompts) table of paired differences."""
-    by_run = table.mean(axis=1)
+    """The mean of a (seeds, runs, prompts) table of paired differences."""
+    by_run = table.mean(axis=(0, 2))
     ahead, behind = ((sign * by_run > LEAST_DIFFERENCE).sum() for sign in (1, -1))
-    return Difference(stats.crossed(table.mean(axis=0)[None]), int(ahead), int(behind), len(table))
+    return Difference(stats.crossed(table.mean(axis=1)), int(ahead), int(behind), len(by_run))
 
 
 @dataclass(frozen=True)
@@ -401,7 +404,7 @@ def compare(table: dict[str, np.ndarray]) -> Comparison:
     Parameters
     ----------
     table
-        Forecast -> (runs, prompts) scores, for all of ``FORECASTS``.
+        Forecast -> (seeds, runs, prompts) scores, for all of ``FORECASTS``.
     """
     law = min(LAWS, key=lambda name: table[name].mean())
 
@@ -417,9 +420,9 @@ def compare(table: dict[str, np.ndarray]) -> Comparison:
 def rates(trajectories: Trajectories, law: str, clock: str = "step sizes") -> tuple[Fit, Fit]:
     """A law fitted to all runs together, and then to each run with that start: one row, and one row a run.
 
-    The mean over prompts is fitted. If the clock is right, the runs' rates agree.
+    The mean over seeds and prompts is fitted. If the clock is right, the runs' rates agree.
     """
-    values, ticks = trajectories.values.mean(axis=2), trajectories.clock(clock)
+    values, ticks = trajectories.values.mean(axis=(0, 3)), trajectories.clock(clock)
     weights = np.ones(values.shape)
     weights[:, 0] /= len(weights)
     together = fit(law, ticks.ravel(), values.reshape(1, -1), weights.reshape(1, -1))

@@ -1,6 +1,6 @@
 """The measured chain: transition probabilities of the real model along training, for several alpha, gamma and optimisers.
 
-Every run trains on the uniform arm's batches (its bias is the same at every step, in expectation), with one seed, and is
+Every run trains on the uniform arm's batches (its bias is the same at every step, in expectation), with three seeds, and is
 looked at on validation prompts at checkpoints:
 
 ============  ============================================================================================================
@@ -12,8 +12,8 @@ quantity      what is measured
 ============  ============================================================================================================
 
 The step sizes of plain gradient descent were set after a probe of seven steps, whose training loss fell at 0.3 and diverged at 3; a
-run at 1 with the slower decay was not finite after twelve steps, and 0.125 took the place of 1. Nothing else of these runs was
-chosen after looking at them.
+run at 1 with the slower decay was not finite after twelve steps, and 0.125 took the place of 1. Seeds 1 and 2 were added after
+seed 0 had been looked at, with nothing else changed. Nothing else of these runs was chosen after looking at them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from safetylib.study.along import checkpoints, saving
 from safetylib.study.forced import refusal_openings
 from safetylib.study.part import Part
 
-ARM, SEED = "uniform", 0
+ARM = "uniform"
+SEEDS = 3  #: so many of the plan's first seeds
 STEPS, ANCHORS = 16, 6  #: half the recipe's benign examples a step: the refusals' share of a step is what is followed
 PROMPTS, WORDINGS, FORCED_TOKENS = 16, 4, 3
 OPTIMISERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -55,41 +56,43 @@ RUNS = {
 class MeasuredChain(Part):
     """Three step sizes, two decays, AdamW and plain stochastic gradient descent."""
 
-    part, minutes = "chain", 25
+    part, minutes = "chain", 75
     code = ("part.py", "measured_chain.py", "forced.py", "along.py", "transitions.py")
-    renewed = "chain-adamw0"
-    keys = ("run",)
+    renewed = "chain-adamw0-0"
+    keys = ("run", "seed")
 
     def own(self) -> dict[str, tuple]:
-        recipe, common = asdict(self.plan.recipe), (PROMPTS, WORDINGS, FORCED_TOKENS, ARM, SEED)
+        recipe, common = asdict(self.plan.recipe), (PROMPTS, WORDINGS, FORCED_TOKENS, ARM)
         result: dict[str, tuple] = {"untrained": ("answers", *common)}
-        for name, run in RUNS.items():
-            result[f"chain-{name}"] = ("answers", self.stages["training"], recipe, STEPS, ANCHORS, asdict(run), *common)
+        for seed in self.plan.seeds[:SEEDS]:
+            for name, run in RUNS.items():
+                needs = ("answers", self.stages["training"], recipe, STEPS, ANCHORS, asdict(run), *common, seed)
+                result[f"chain-{name}-{seed}"] = needs
         return result
 
     def _untrained(self, folder: Path) -> None:
-        self.write_rows(folder, self._read(self.base), run="untrained", step=0)
+        self.write_rows(folder, self._read(self.base), run="untrained", seed=0, step=0)
 
-    def _chain(self, folder: Path, name: str) -> None:
+    def _chain(self, folder: Path, name: str, seed: int) -> None:
         run = RUNS[name]
         recipe = replace(
             self.plan.recipe, steps=STEPS, benign_per_step=ANCHORS, learning_rate=run.alpha, decay=run.gamma
         )
         at = checkpoints(STEPS)[1:]
-        model = models.with_adapters(self.base, recipe.lora, SEED)
+        model = models.with_adapters(self.base, recipe.lora, seed)
         try:
-            batches = saving(augment.batches(ARM, recipe, self.material, SEED), model, at, folder)
+            batches = saving(augment.batches(ARM, recipe, self.material, seed), model, at, folder)
             optimiser = OPTIMISERS[run.optimiser]
-            records = train.train(model, batches, recipe, f"train {name}", self.silent, optimiser)
+            records = train.train(model, batches, recipe, f"train {name} {seed}", self.silent, optimiser)
         finally:
             models.remove_adapters(model)
-        self.write_rows(folder, train.as_rows(records), "training.csv", run=name)
+        self.write_rows(folder, train.as_rows(records), "training.csv", run=name, seed=seed)
         rows = []
         for step in at:
             adapter = folder / f"step-{step}"
             rows += [{"step": step, **row} for row in self._read(models.merged(self.base, adapter))]
             shutil.rmtree(adapter)
-        self.write_rows(folder, rows, run=name)
+        self.write_rows(folder, rows, run=name, seed=seed)
 
     def _read(self, model: PreTrainedModel) -> list[dict]:
         """The three quantities of one model: rows of quantity, prompt, depth, value."""

@@ -16,6 +16,7 @@ import copy
 import os
 import warnings
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -183,12 +184,31 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
     ValueError
         Unknown name, or a tokenizer without an end-of-sequence token.
     """
-    on, folder = device(), locate(name)
-    if folder is None:
+    on = device()
+    if on.type == "cpu" and name == assets.SMOLLM2.name and dtype in (None, torch.bfloat16):
+        folder = assets.converted(_rounded_name(), _write_rounded)
+        model, tokenizer = _read(folder, torch.bfloat16, rounded=True)
+    elif folder := locate(name):
+        model, tokenizer = _read(folder, dtype or compute_dtype(on, AutoConfig.from_pretrained(folder).model_type))
+    else:
         from safetylib.study.tiny import tiny_model
 
         return tiny_model(name.removeprefix(TINY), dtype or compute_dtype(on))
-    dtype = dtype or compute_dtype(on, AutoConfig.from_pretrained(folder).model_type)
+    return without_dropout(model).eval(), speaking(tokenizer, name)
+
+
+def _rounded_name() -> str:
+    """Folder of the embedded model's rounded weights: rounding takes longer than all else that a load does."""
+    return f"{assets.embedded_name()}-nf4-double-bitsandbytes-{metadata.version('bitsandbytes')}"
+
+
+def _write_rounded(into: Path) -> None:
+    with quiet():
+        assets.save_dense(*_read(assets.embedded_model(), torch.bfloat16), into)
+
+
+def _read(folder: Path, dtype: torch.dtype, rounded: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A saved model in 4 bits, unpacked on a CPU, and its tokenizer; ``rounded`` if that was done before it was saved."""
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -199,15 +219,15 @@ def load(name: str, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, 
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            quantization_config=quantization,
+            quantization_config=None if rounded else quantization,
             dtype=dtype,
             attn_implementation=attention.NAME,
             use_safetensors=True,
         )
-        if on.type == "cpu":
+        if device().type == "cpu" and not rounded:
             # Before any forward pass: bitsandbytes repacks its weights at the first one.
             model = model.dequantize().to(dtype)
-    return without_dropout(model).eval(), speaking(tokenizer, name)
+    return model, tokenizer
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
