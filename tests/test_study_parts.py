@@ -102,12 +102,21 @@ def test_equal_budgets_are_asserted():
         ablations.equal_budgets(RECIPE, replace(RECIPE, orbit=(0, 12, 24)))
 
 
-def test_disjoint_members_share_no_training_prompt(study):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_disjoint_members_share_no_training_prompt(study, seed):
     asked = []
     for variant in ("disjoint0", "disjoint1", "disjoint2"):
-        examples = [example for batch in study.batches(variant, 0) for example in batch if example.kind == "refusal"]
+        examples = [example for batch in study.batches(variant, seed) for example in batch if example.kind == "refusal"]
         asked.append({tuple(example.context[: len(example.context) - example.position]) for example in examples})
     assert all(asked) and not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
+
+
+def test_every_member_on_disjoint_data_has_batches_of_its_own(study):
+    members = [(f"disjoint{fold}", seed) for seed in range(3) for fold in range(3)]
+    seeds = [ablations._own_seed(*member) for member in members]
+    assert seeds == list(range(9)) and ablations._own_seed("orbit2", 4) == 4
+    batches = [[example.context for example in next(study.batches(*member))] for member in members[::3]]
+    assert batches[0] != batches[1] != batches[2], "teams are not copies of each other"
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -224,13 +233,15 @@ def test_a_part_measures_resumes_and_says_where_its_tables_come_from(study, name
     assert again.tables()["outcomes"].equals(tables["outcomes"])
 
 
-def test_every_seed_has_every_variant_and_the_first_also_disjoint_data(study):
+def test_every_seed_has_every_variant_and_the_first_three_also_disjoint_data(study):
+    plan = replace(TINY, seeds=(0, 1, 2, 3, 4))
     members = [
-        unit.split("-")[1:] for unit in parts.part("ablations")(TINY, study.store.root).own() if "ablate" in unit
+        unit.split("-")[1:] for unit in parts.part("ablations")(plan, study.store.root).own() if "ablate" in unit
     ]
-    assert TINY.seeds == (0, 1)
-    assert sorted(variant for variant, seed in members if seed == "0") == sorted(ablations.VARIANTS)
-    assert sorted(variant for variant, seed in members if seed == "1") == ["orbit2", "orbit8", "rotate"]
+    for one in "012":
+        assert sorted(variant for variant, seed in members if seed == one) == sorted(ablations.VARIANTS)
+    for one in "34":
+        assert sorted(variant for variant, seed in members if seed == one) == ["orbit2", "orbit8", "rotate"]
 
 
 def test_benign_answers_are_rated_and_all_of_them(study):

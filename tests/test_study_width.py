@@ -1,6 +1,7 @@
 """Width: means over every subset, their intervals, correlated members and what models predict, on votes made by hand."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -166,21 +167,26 @@ def test_members_on_the_same_and_on_disjoint_data_are_put_side_by_side(tmp_path)
     results = made(tmp_path, rows, seeds=range(5), headline=(0,))
     with pytest.raises(FileNotFoundError, match="ablations"):
         width.data_groups(results)
+    teams = [~VOTES[:3], VOTES[2:]]
     part = [
-        {"arm": f"disjoint{seed}", "seed": 0, "prompt": f"p{prompt:02}", "kind": kind, "depth": 0, "refused": not value}
+        {"arm": f"disjoint{fold}", "seed": seed, "prompt": f"p{prompt:02}", "kind": kind, "depth": 0, "refused": value}
         for kind in kinds
-        for (seed, prompt), value in np.ndenumerate(VOTES[:3])
+        for seed, votes in enumerate(teams)
+        for (fold, prompt), value in np.ndenumerate(votes)
     ]
     (tmp_path / "ablations").mkdir()
     pd.DataFrame(part).to_csv(tmp_path / "ablations" / "outcomes.csv.gz", index=False)
     groups = width.data_groups(results)["plain"]
-    assert (groups["same"][0] == VOTES).all() and (groups["disjoint"][0] == ~VOTES[:3]).all()
+    assert len(groups["same"]) == 2 and all((same == VOTES).all() for same in groups["same"])
+    assert (groups["disjoint"] == np.array(teams)).all()
     table = width.data_table(results)
     assert table.loc[("same", "majority"), "safe outputs"].mean == pytest.approx(
         width.refusing(VOTES, 3, "majority").mean()
     )
-    assert table.loc[("disjoint", "any-refusal"), "borderline refused"].mean == (~VOTES[:3]).any(axis=0).mean()
-    assert table.loc[("disjoint", "one member"), "correlation"].mean == width.correlation(~VOTES[:3]).mean
+    any_refusal = np.mean([votes.any(axis=0).mean() for votes in teams])
+    assert table.loc[("disjoint", "any-refusal"), "borderline refused"].mean == pytest.approx(any_refusal)
+    alike = np.mean([width.correlation(votes).mean for votes in teams])
+    assert table.loc[("disjoint", "one member"), "correlation"].mean == pytest.approx(alike)
 
 
 def test_a_net_gain_is_what_safety_gains_minus_what_over_refusal_gains():
@@ -412,13 +418,14 @@ def test_a_claims_verdict_follows_from_the_votes(tmp_path, monkeypatch, claim, a
     ],
 )
 def test_disjoint_data_help_if_failures_correlate_less(tmp_path, monkeypatch, same, disjoint, verdict):
-    groups = {"harmful": {"same": same, "disjoint": disjoint}}
 
     def data_groups(_):
         if disjoint is None:
             raise FileNotFoundError("no ablations")
-        return groups
+        return {"harmful": {"same": same[None], "disjoint": disjoint[None]}}
 
     monkeypatch.setattr(width, "data_groups", data_groups)
-    monkeypatch.setattr(findings, "load", lambda: None)
-    assert findings.disjoint().verdict == verdict
+    monkeypatch.setattr(findings, "load", lambda: SimpleNamespace(headline=(5,)))
+    found = findings.disjoint()
+    assert found.verdict == verdict
+    assert disjoint is None or "teams of three on disjoint data: 1." in found.evidence

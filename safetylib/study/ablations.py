@@ -8,7 +8,8 @@ orbit8         eight positions in the same range, with the same mean
 rotate         the paper's Figure 1 read literally: phrases are rotated. The response is cut into the refusal and the phrases
                between the orbit's positions; step t applies the t-th power of the cyclic shift to the whole row, so that the
                refusal stands where the cyclic arm puts it, but the phrases before it are those that wrapped around
-disjoint0-2    a third of the training prompts each, no prompt shared: members of an ensemble that differ in their data
+disjoint0-2    a third of the training prompts each, no prompt shared: members of an ensemble that differ in their data; a
+               team of three for each of the first seeds
 =============  ===========================================================================================================
 
 Orbits are symmetric about the middle of the range, so one round through any of them reads the same mean number of harmful
@@ -29,6 +30,7 @@ from safetylib.study.presets import Recipe
 
 VARIANTS = ("orbit2", "orbit8", "rotate", "disjoint0", "disjoint1", "disjoint2")
 _FOLDS = 3
+TEAMS = 3  #: so many of the plan's first seeds have members on disjoint data
 
 
 def orbit(size: int, deepest: int) -> tuple[int, ...]:
@@ -109,6 +111,11 @@ def rotate_batches(recipe: Recipe, material: augment.Material, seed: int) -> Ite
         yield result
 
 
+def _own_seed(variant: str, seed: int) -> int:
+    """The seed of a member's batches and adapters: members on disjoint data differ in it too, as any two members do."""
+    return _FOLDS * seed + int(variant.removeprefix("disjoint")) if variant.startswith("disjoint") else seed
+
+
 class Ablations(Part):
     """Trained and measured without a judge, at depth 0 and the headline depths, and on benign prompts."""
 
@@ -122,7 +129,7 @@ class Ablations(Part):
             (variant, seed)
             for seed in self.plan.seeds
             for variant in VARIANTS
-            if seed == self.plan.seeds[0] or not variant.startswith("disjoint")
+            if seed in self.plan.seeds[:TEAMS] or not variant.startswith("disjoint")
         ]
         result: dict[str, tuple] = {}
         for variant, seed in members:
@@ -140,11 +147,11 @@ class Ablations(Part):
             equal_budgets(recipe, changed)
             return augment.batches("cyclic", changed, material, seed)
         fold = int(variant.removeprefix("disjoint"))
-        return augment.batches("cyclic", recipe, replace(material, harmful=material.harmful[fold::_FOLDS]), fold)
+        own = replace(material, harmful=material.harmful[fold::_FOLDS])
+        return augment.batches("cyclic", recipe, own, _own_seed(variant, seed))
 
     def _ablate(self, folder: Path, variant: str, seed: int) -> None:
-        own_seed = seed + int(variant[-1]) if variant.startswith("disjoint") else seed
-        model = models.with_adapters(self.base, self.plan.recipe.lora, own_seed)
+        model = models.with_adapters(self.base, self.plan.recipe.lora, _own_seed(variant, seed))
         try:
             batches = self.batches(variant, seed)
             records = train.train(model, batches, self.plan.recipe, f"train {variant} {seed}", silent=self.silent)

@@ -291,7 +291,7 @@ def independence() -> Finding:
     source="Proposition 4.11",
     statement="Members that differ more fail less together.",
     reading=(
-        "Three cyclic members trained on disjoint thirds of the prompts: their failures correlate less than those of members "
+        "Teams of three cyclic members trained on disjoint thirds of the prompts: their failures correlate less than those of members "
         "trained on the same prompts (mean over prefixes of 5, 12 and 20 tokens), by at least three standard errors over prompts "
         "given the members."
     ),
@@ -316,6 +316,6 @@ def disjoint() -> Finding:
     same, apart = (width.correlation(groups[data]) for data in ("same", "disjoint"))
     return Finding(
         verdict,
-        f"correlation on the same data {same}, on disjoint data {apart}; difference {difference}; one team of three on "
-        "disjoint data.",
+        f"correlation on the same data {same}, on disjoint data {apart}; difference {difference}; teams of three on disjoint "
+        f"data: {len(groups['disjoint']) // len(results.headline)}.",
     )

@@ -190,12 +190,13 @@ def _of_members(rows: pd.DataFrame, members: list[tuple[str, int]], column: str)
 
 
 def data_groups(results: Results) -> dict[str, dict[str, np.ndarray]]:
-    """Votes of cyclic members trained on the same data, and of three trained on disjoint thirds of it.
+    """Votes of cyclic members trained on the same data, and of teams of three trained on disjoint thirds of it.
 
     Returns
     -------
     dict
-        Kind of prompts to ``same`` and ``disjoint``, each (depths, members, prompts); harmful ones at the headline depths.
+        Kind of prompts to ``same`` and ``disjoint``, each (depths times teams, members, prompts); harmful ones at the headline
+        depths. There is one team on the same data, which stands beside each of the others.
 
     Raises
     ------
@@ -203,12 +204,15 @@ def data_groups(results: Results) -> dict[str, dict[str, np.ndarray]]:
         The ablations were never measured; says how to do it.
     """
     outcomes, team = results.part("ablations"), members_of(results, "cyclic")
-    apart = [(f"disjoint{fold}", 0) for fold in range(3)]
+    seeds = sorted(outcomes.query("arm == 'disjoint0'")["seed"].unique())
+    teams = [[(f"disjoint{fold}", seed) for fold in range(3)] for seed in seeds]
     depths = {"harmful": results.headline, "plain": [0], "borderline": [0]}
     return {
         kind: {
-            "same": np.array([member_table(results, team, "refused", depth, kind) for depth in chosen], bool),
-            "disjoint": np.array([part_votes(outcomes, apart, depth, kind) for depth in chosen]),
+            "same": np.repeat(
+                [member_table(results, team, "refused", depth, kind) for depth in chosen], len(teams), axis=0
+            ).astype(bool),
+            "disjoint": np.array([part_votes(outcomes, apart, depth, kind) for depth in chosen for apart in teams]),
         }
         for kind, chosen in depths.items()
     }
