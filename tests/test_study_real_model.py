@@ -52,13 +52,18 @@ def test_unpacked_weights_are_the_four_bit_weights(loaded):
 def test_rounded_weights_are_kept_between_loads_and_are_what_rounding_gives(loaded, monkeypatch):
     model, tokenizer = loaded
     rounded, other = models._read(assets.embedded_model(), torch.bfloat16)
-    ours, theirs = model.state_dict(), rounded.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    def everything(one):  # a buffer that is not saved decides what the model says, too
+        return {**one.state_dict(), **dict(one.named_buffers())}
+
+    ours, theirs = everything(model), everything(rounded)
+    assert ours.keys() == theirs.keys() and len(ours) > len(model.state_dict())
+    assert all(ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert tokenizer.chat_template == other.chat_template and len(tokenizer) == len(other)
     monkeypatch.setattr(models, "_write_rounded", lambda _: pytest.fail("weights that were rounded are rounded again"))
     again, _ = models.load("SmolLM2-135M-Instruct")
-    assert all(torch.equal(ours[name], value) for name, value in again.state_dict().items())
+    assert all(torch.equal(ours[name], value) for name, value in everything(again).items())
     monkeypatch.setattr(models.metadata, "version", lambda name: "0")
     with pytest.raises(pytest.fail.Exception, match="rounded again"):  # another version may round otherwise
         models.load("SmolLM2-135M-Instruct")

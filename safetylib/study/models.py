@@ -224,9 +224,11 @@ def _read(folder: Path, dtype: torch.dtype, rounded: bool = False) -> tuple[PreT
             attn_implementation=attention.NAME,
             use_safetensors=True,
         )
-        if device().type == "cpu" and not rounded:
-            # Before any forward pass: bitsandbytes repacks its weights at the first one.
-            model = model.dequantize().to(dtype)
+        if device().type == "cpu":
+            if not rounded:  # before any forward pass: bitsandbytes repacks its weights at the first one
+                model = model.dequantize()
+            # Rotary frequencies, which are not saved, become bfloat16 as well: less than what computing in it does.
+            model = model.to(dtype)
     return model, tokenizer
 
 
