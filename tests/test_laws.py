@@ -191,6 +191,13 @@ def test_a_difference_that_varies_between_seeds_is_not_decided():
     assert together.estimate.seeds == 3 and (together.ahead, together.behind, together.runs) == (6, 0, 6)
 
 
+def test_a_run_counts_by_the_mean_of_its_seeds():
+    contrary = np.zeros((3, 6, 12))
+    contrary[0], contrary[1:] = -0.01, 0.02
+    found = laws.difference(contrary)
+    assert (found.ahead, found.behind) == (6, 0)
+
+
 def test_three_standard_errors_of_few_seeds_are_not_enough():
     by_seed = np.array([0.03, 0.05, 0.07])
     found = laws.difference(np.broadcast_to(by_seed[:, None, None], (3, 6, 12)))
@@ -228,8 +235,11 @@ def test_trajectories_must_begin_at_one_model():
     data = trajectories("softmax")
     values = data.values.copy()
     values[0, 0, 0] = 0.9
-    with pytest.raises(ValueError, match="same values"):
-        laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, values)
+    two_seeds = np.concatenate([data.values, data.values])
+    two_seeds[1, :, 0] = 0.9
+    for wrong in (values, two_seeds):
+        with pytest.raises(ValueError, match="same values"):
+            laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, wrong)
 
 
 # --- one rate for every step size -------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ def test_rounded_weights_are_kept_between_loads_and_are_what_rounding_gives(load
 
     ours, theirs = everything(model), everything(rounded)
     assert ours.keys() == theirs.keys() and len(ours) > len(model.state_dict())
+    assert {value.dtype for value in ours.values()} == {torch.bfloat16}, "what the stored results were measured with"
     assert all(ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert tokenizer.chat_template == other.chat_template and len(tokenizer) == len(other)

@@ -189,6 +189,35 @@ def test_members_on_the_same_and_on_disjoint_data_are_put_side_by_side(tmp_path)
     assert table.loc[("disjoint", "one member"), "correlation"].mean == pytest.approx(alike)
 
 
+def test_teams_stand_beside_the_votes_at_their_own_depth(tmp_path):
+    depths = (5, 12)
+    rows = [
+        {
+            "seed": seed,
+            "prompt": f"p{prompt:02}",
+            "kind": "harmful",
+            "depth": depth,
+            "refused": bool(value) == (depth == 5),
+        }
+        for depth in depths
+        for (seed, prompt), value in np.ndenumerate(VOTES)
+    ]
+    rows += [{**row, "kind": kind, "depth": 0} for row in rows if row["depth"] == 5 for kind in ("plain", "borderline")]
+    results = made(tmp_path, rows, seeds=range(5), headline=depths)
+    part = [
+        {**row, "arm": f"disjoint{row['seed']}", "seed": seed, "refused": row["refused"] and not seed}
+        for row in rows
+        if row["seed"] < 3
+        for seed in (0, 1)
+    ]
+    (tmp_path / "ablations").mkdir()
+    pd.DataFrame(part).to_csv(tmp_path / "ablations" / "outcomes.csv.gz", index=False)
+    groups = width.data_groups(results)["harmful"]
+    nobody = np.zeros_like(VOTES[:3])
+    assert (groups["same"] == np.array([VOTES, VOTES, ~VOTES, ~VOTES])).all()
+    assert (groups["disjoint"] == np.array([VOTES[:3], nobody, ~VOTES[:3], nobody])).all()
+
+
 def test_a_net_gain_is_what_safety_gains_minus_what_over_refusal_gains():
     benign = ~VOTES[:, :25]
     found = width.net_gain(VOTES, benign, 5, "any-refusal")
