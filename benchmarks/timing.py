@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
+_PAUSE = 0.2
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Median seconds of a peer and of ours on the same work."""
@@ -32,10 +35,15 @@ class Comparison:
 def compare(
     work: str, peer: str, theirs: Callable[[], object], ours: Callable[[], object], repeats: int = 3, calls: int = 1
 ) -> Comparison:
-    """Run both in turn, theirs first, after one warm-up of each; medians of ``repeats`` runs of ``calls`` calls, seconds a call."""
+    """Run both in turn, theirs first, after one warm-up of each; medians of ``repeats`` runs of ``calls`` calls, seconds a call.
+
+    Each run begins after a short pause: worker threads of the other side's library keep a core busy for some milliseconds
+    after their work is done.
+    """
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):
         for side, run in zip(seconds, (theirs, ours), strict=True):
+            time.sleep(_PAUSE)
             began = time.perf_counter()
             for _ in range(calls):
                 run()

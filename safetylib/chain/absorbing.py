@@ -242,7 +242,9 @@ def _solver(matrix, inside: np.ndarray):
         block = matrix[inside][:, inside]
         off_diagonal = block - sp.diags_array(block.diagonal())
         return sp.linalg.splu(sp.csc_array(sp.diags_array(leaving) - off_diagonal)).solve
-    system = -matrix[np.ix_(inside, inside)]
+    whole = inside.size == inside[-1] - inside[0] + 1
+    block = (slice(inside[0], inside[-1] + 1),) * 2 if whole else np.ix_(inside, inside)
+    system = np.negative(matrix[block])
     np.fill_diagonal(system, leaving)
     # The transpose lies in memory as LAPACK wants it, so nothing is copied.
     factors = scipy.linalg.lu_factor(system.T, overwrite_a=True, check_finite=False)
