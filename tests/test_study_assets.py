@@ -7,6 +7,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from safetylib.study import assets
@@ -261,6 +262,16 @@ def test_a_header_is_read_once_while_converting_and_as_ever_afterwards(monkeypat
     with assets._read_once():
         assert gguf.GGUFReader("a") is gguf.GGUFReader("a") is not gguf.GGUFReader("b")
     assert read == ["a", "b"] and gguf.GGUFReader is Reader
+
+
+def test_a_mapped_file_is_a_plain_array_while_converting_and_as_ever_afterwards(tmp_path):
+    pytest.importorskip("gguf")
+    (tmp_path / "numbers").write_bytes(bytes(range(9)))
+    before = np.memmap
+    with assets._read_once():
+        inside = np.memmap(tmp_path / "numbers", mode="r")
+        assert not isinstance(inside, np.memmap), "which is still a class that may be asked for"
+    assert np.memmap is before and type(inside) is np.ndarray and inside.tolist() == list(range(9))
 
 
 def _damaged(name, content):

@@ -268,11 +268,19 @@ def _check_conversion(folder: Path) -> None:
 @contextmanager
 def _read_once() -> Iterator[None]:
     """Within this block a GGUF header is parsed once, and its map of names made once: transformers asks for the header three
-    times and for the map in every module, which is most of what a conversion takes."""
+    times and for the map in every module, which is most of what a conversion takes. A mapped file is handed out as a plain
+    array, whose hundred thousand slices take half as long."""
     import gguf
+    import numpy
+
+    mapped = numpy.memmap
+
+    class Plain(mapped):
+        def __new__(cls, *arguments, **options):
+            return super().__new__(mapped, *arguments, **options).view(numpy.ndarray)
 
     kept = {"GGUFReader": cache(gguf.GGUFReader), "get_tensor_name_map": cache(gguf.get_tensor_name_map)}
-    with mock.patch.multiple(gguf, **kept):
+    with mock.patch.multiple(gguf, **kept), mock.patch.object(numpy, "memmap", Plain):
         yield
 
 
