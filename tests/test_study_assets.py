@@ -250,6 +250,21 @@ def test_a_model_is_converted_once(conversions, cache):
     assert not list(cache.rglob(".incoming-*"))
 
 
+def test_two_processes_may_convert_at_the_same_time(conversions, cache, monkeypatch):
+    convert, inner = assets._convert, []
+
+    def slowly(source, into):
+        if not inner:
+            inner.append(None)
+            inner.append(assets.embedded_model())  # somebody else begins later and is done first
+        convert(source, into)
+
+    monkeypatch.setattr(assets, "_convert", slowly)
+    assert assets.embedded_model() == inner[1] and len(conversions) == 2
+    assert {path.name for path in inner[1].iterdir()} == {*FILES, "conversion.json"}
+    assert not list(cache.rglob(".incoming-*"))
+
+
 def test_a_header_is_read_once_while_converting_and_as_ever_afterwards(monkeypatch):
     gguf = pytest.importorskip("gguf")
     read = []

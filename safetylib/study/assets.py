@@ -249,7 +249,12 @@ def converted(name: str, convert: Callable[[Path], None]) -> Path:
         convert(scratch)
         digests = {file.name: sha256(file) for file in sorted(scratch.iterdir())}
         (scratch / "conversion.json").write_text(json.dumps({"files": digests}, indent=1))
-        os.replace(scratch, target)
+        try:
+            os.replace(scratch, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            _check_conversion(target)  # another process converted it meanwhile
     return target
 
 
