@@ -22,7 +22,7 @@ class Verdict(StrEnum):
     CONDITIONAL = "true under a stated condition"
     REFUTED = "does not hold as summarised"
     NOT_REPRODUCED = "not reproduced"
-    UNDECIDED = "undecided: the interval does not settle it"
+    UNDECIDED = "undecided: the evidence does not settle it"
 
 
 class Basis(StrEnum):

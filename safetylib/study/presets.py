@@ -140,7 +140,15 @@ _TINY = replace(
     prompts="neutral",
     split=(8, 4, 6),
     seeds=(0, 1),
-    recipe=replace(_CPU.recipe, steps=8, harmful_per_step=2, benign_per_step=2, anchor_tokens=4),
+    recipe=replace(
+        _CPU.recipe,
+        steps=8,
+        harmful_per_step=2,
+        benign_per_step=2,
+        anchor_tokens=4,
+        orbit=(0, 2, 4, 6),
+        deep_position=6,
+    ),
     measurement=Measurement(depths=(0, 2, 5), headline=(2, 5), within=6, benign_within=6, after=8, judged_depths=(0,)),
 )
 
