@@ -57,7 +57,7 @@ def measure(name: str) -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> str:
     """The stored rows as a Markdown table, with a line on where they come from."""
-    lines = ["| work | peer | peer | ours | ratio | aim |", "|---|---|---:|---:|---:|---:|"]
+    lines = ["| work | peer | its time | our time | ratio | aim |", "|---|---|---:|---:|---:|---:|"]
     lines += [
         f"| {row.work} | {row.peer} | {row.peer_seconds:g} s | {row.our_seconds:g} s | {row.ratio:g} | {row.target:g} |"
         for row in rows.itertuples()

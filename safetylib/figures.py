@@ -6,6 +6,8 @@ figure survives grey print. Backgrounds are transparent and ink is a mid grey th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -141,11 +143,11 @@ def escape_map(n, alpha, escape, *, delta: float, tuned: float, threshold: float
     image = axes.pcolormesh(n, alpha, shown, norm=norm, cmap="cividis", shading="nearest", rasterized=True)
     axes.contour(n, alpha, escape, levels=[delta], colors=[PALETTE[1]], linewidths=2)
     axes.contour(n, alpha, escape, levels=[-delta], colors=[PALETTE[1]], linewidths=2, linestyles="--")
+    outlined = {"color": "white", "path_effects": [patheffects.withStroke(linewidth=2.5, foreground="black")]}
     for level, label, style in ((tuned, "tuned", "-"), (threshold, "threshold", "--")):
-        axes.axhline(level, color="white", linewidth=1, linestyle=style)
-        name = axes.annotate(label, (n[1], level), color="white", va="bottom" if label == "tuned" else "top")
-        name.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="black")])
-    axes.axvline(paper_steps, color="white", linewidth=1, linestyle=":")
+        axes.axhline(level, linewidth=1, linestyle=style, **outlined)
+        axes.annotate(label, (n[1], level), va="bottom" if label == "tuned" else "top", **outlined)
+    axes.axvline(paper_steps, linewidth=1, linestyle=":", **outlined)
     axes.annotate("the paper's count", (paper_steps, 1), xycoords=("data", "axes fraction"), va="bottom", ha="center")
     axes.set(xlabel="number of updates, $n = T + 1$", ylabel=r"learning rate $\alpha$")
     axes.grid(False)
@@ -161,6 +163,17 @@ ARM_STYLES = {
 }
 
 
+def arm_styles(arms: Iterable[str]) -> dict[str, dict]:
+    """Line styles of some arms, in the order in which they are drawn; arms that the study does not know come last, grey."""
+    arms = list(arms)
+    others = [arm for arm in arms if arm not in ARM_STYLES]
+    unknown = {
+        arm: {"color": INK, "marker": MARKERS[place % len(MARKERS)], "linestyle": DASHES[place % len(DASHES)]}
+        for place, arm in enumerate(others)
+    }
+    return {arm: style for arm, style in ARM_STYLES.items() if arm in arms} | unknown
+
+
 def depth_curves(results, column: str = "refused") -> plt.Figure:
     """Refusal rate over prefill depth for every arm, with crossed 95 % intervals.
 
@@ -173,7 +186,7 @@ def depth_curves(results, column: str = "refused") -> plt.Figure:
     """
     figure, axes = new_axes()
     orbit = results.manifest["plan"]["recipe"]["orbit"]
-    for arm, style in ARM_STYLES.items():
+    for arm, style in arm_styles(results.arms).items():
         estimates = [results.estimate(arm, depth, column=column) for depth in results.depths]
         means = [estimate.mean for estimate in estimates]
         axes.plot(results.depths, means, label=arm, markersize=5, **style)
@@ -197,7 +210,7 @@ def live_curve(
     """A depth curve measured in the page, over the stored curve of the same arm."""
     figure, axes = new_axes()
     estimates = [results.estimate(arm, depth) for depth in results.depths]
-    style = ARM_STYLES[arm]
+    style = arm_styles([arm])[arm]
     axes.plot(results.depths, [estimate.mean for estimate in estimates], label=f"{arm}, stored", markersize=4, **style)
     axes.fill_between(
         results.depths,
@@ -238,6 +251,7 @@ def safety_against_over_refusal(points: dict[str, tuple]) -> plt.Figure:
     borderline.
     """
     figure, axes = new_axes(2, sharey=True)
+    styles = arm_styles(points)
     for arm, (harmful, *benign) in points.items():
         for panel, over in zip(axes, benign, strict=True):
             panel.errorbar(
@@ -247,7 +261,7 @@ def safety_against_over_refusal(points: dict[str, tuple]) -> plt.Figure:
                 yerr=[[harmful.mean - harmful.low], [harmful.high - harmful.mean]],
                 capsize=2,
                 label=arm,
-                **{**ARM_STYLES[arm], "linestyle": "none"},
+                **{**styles[arm], "linestyle": "none"},
             )
     axes[0].set(xlabel="plain benign prompts refused", ylabel="harmful prompts refused,\nmean of depths off the orbit")
     axes[1].set(xlabel="borderline prompts refused")
@@ -525,7 +539,7 @@ def placements(schedules: dict[str, list[list[int]]], orbit: tuple[int, ...]) ->
         for position in orbit:
             axes.axvline(position, color=INK, linewidth=0.6, alpha=0.6)
         places, levels = zip(*[(place, step) for step, row in enumerate(steps) for place in row], strict=True)
-        style = ARM_STYLES.get(arm, {"color": PALETTE[0], "marker": "o"})
+        style = arm_styles([arm])[arm]
         axes.plot(places, levels, linestyle="none", markersize=4, color=style["color"], marker=style["marker"])
         axes.set_title(arm, fontsize=11)
         axes.grid(visible=False)
@@ -570,8 +584,9 @@ def rates_along(rates, depths: tuple[int, ...]) -> plt.Figure:
         for arm, rows in rates[depth].groupby(level="arm", sort=False):
             runs = rows.unstack("seed").droplevel("arm")
             steps = runs.index
-            axes.plot(steps, runs, color=ARM_STYLES[arm]["color"], linewidth=0.7, alpha=0.35)
-            axes.plot(steps, runs.mean(axis=1), label=arm, markersize=4, **ARM_STYLES[arm])
+            style = arm_styles([arm])[arm]
+            axes.plot(steps, runs, color=style["color"], linewidth=0.7, alpha=0.35)
+            axes.plot(steps, runs.mean(axis=1), label=arm, markersize=4, **style)
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set_xticks(steps, [str(step) if step == max(steps) or 1.5 * step < max(steps) else "" for step in steps])
         axes.set(xlabel="optimiser steps", title=f"after {depth} harmful tokens")
@@ -705,7 +720,7 @@ def depth_width_maps(
             row, column = np.nonzero(held[name])
             panel.scatter(widths[column], row, label=labels[name], **style)
         for place, depth in enumerate(depths):
-            if depth in trained[arm]:
+            if depth in trained.get(arm, ()):
                 panel.plot(0.5, place, ">", color=PALETTE[1], markersize=6, clip_on=False)
         panel.set_title(arm if rule == rules[0] else "", fontsize=10)
         panel.set(xticks=widths, yticks=range(len(depths)), yticklabels=depths)
@@ -738,7 +753,7 @@ def safety_by_cost(curves: dict[tuple[str, str], list[tuple]], xlabel: str) -> p
     for (arm, rule), points in curves.items():
         cost = [point[0] for point in points]
         for panel, place in zip(axes, (1, 2), strict=True):
-            style = {**ARM_STYLES[arm], "linestyle": RULE_STYLES[rule]["linestyle"]}
+            style = {**arm_styles([arm])[arm], "linestyle": RULE_STYLES[rule]["linestyle"]}
             estimates = [point[place] for point in points]
             panel.plot(cost, [estimate.mean for estimate in estimates], label=f"{arm}, {rule}", markersize=5, **style)
             low, high = ([getattr(estimate, end) for estimate in estimates] for end in ("low", "high"))
@@ -799,9 +814,7 @@ def prefix_in_view(table) -> plt.Figure:
     """
     figure, axes = new_axes()
     means = table.groupby(["arm", "depth"])[["refused", "refused_prefix_seen"]].mean()
-    for arm, style in ARM_STYLES.items():
-        if arm not in means.index:
-            continue
+    for arm, style in arm_styles(means.index.unique("arm")).items():
         rows = means.loc[arm]
         axes.plot(rows.index, rows["refused"], markersize=5, label=arm, **style)
         hollow = style | {"linestyle": "none", "markerfacecolor": "none"}
@@ -833,10 +846,9 @@ def laws_along_training(panels: dict[str, tuple]) -> plt.Figure:
         means = by_seed.mean(axis=0)
         for place in range(len(series.runs)):
             filled = {"markerfacecolor": INK if place % 2 else "none"}
+            marker = (*MARKERS, "<", ">")[place % (len(MARKERS) + 2)]
             label = rf"$\alpha$ = {series.alpha[place]:g}, $\gamma$ = {series.gamma[place]:g}"
-            panel.plot(
-                clock[place, 1:], means[place, 1:], MARKERS[place % 6], color=INK, markersize=5, label=label, **filled
-            )
+            panel.plot(clock[place, 1:], means[place, 1:], marker, color=INK, markersize=5, label=label, **filled)
             panel.vlines(
                 clock[place, 1:],
                 *(end(by_seed[:, place, 1:], axis=0) for end in (np.min, np.max)),

@@ -93,3 +93,24 @@ def test_ablations_spent_what_the_cyclic_arm_spent():
     spent = STORED.part("ablations", "training").groupby(["arm", "seed"])[columns].sum()
     for variant in ("orbit2", "orbit8", "rotate"):
         assert spent.loc[variant].equals(cyclic), variant
+
+
+def test_verdicts_are_those_of_the_selected_preset(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "_selected", [])
+    plan = {"model": "another-model", "prompts": "mine.csv"}
+    for name in ("cpu", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"plan": plan}))
+    assert results.load().folder.name == "cpu"
+    with pytest.raises(FileNotFoundError, match="make reproduce PRESET=colab"):
+        results.select("colab")
+    assert (
+        results.select("mine").folder.name == results.load().folder.name == results.select("mine").folder.name == "mine"
+    )
+    assert "another-model and mine.csv" in capsys.readouterr().out
+    assert results.load("cpu").folder.name == "cpu"
+    with pytest.raises(RuntimeError, match="restart the kernel"):
+        results.select("cpu")
+    with pytest.raises(FileNotFoundError, match="operating_point mine"):
+        _ = results.load().operating_point

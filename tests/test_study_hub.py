@@ -20,7 +20,7 @@ class Hub:
     """A Hub in memory: says which commit is the newest, and writes files into a folder; both can be made to fail."""
 
     def __init__(self, folder):
-        self.folder, self.commit, self.calls, self.resolved = folder, "a" * 40, [], 0
+        self.folder, self.commit, self.calls, self.checked, self.resolved = folder, "a" * 40, [], [], 0
         self.fails_to_resolve = self.fails_to_download = None
         self.files = ["model.safetensors", "config.json"]
 
@@ -37,6 +37,11 @@ class Hub:
         for name in self.files:
             (self.folder / name).touch()
         return str(self.folder)
+
+    def auth_check(self, repo, repo_type):
+        self.checked.append((repo, repo_type))
+        if self.fails_to_resolve:
+            raise self.fails_to_resolve
 
 
 @pytest.fixture
@@ -138,3 +143,17 @@ def test_a_damaged_record_is_named(remote, content):
     (hub.cache_dir() / "hub-revisions.json").write_text(content)
     with pytest.raises(AssetError, match=r"hub-revisions\.json is damaged; delete it"):
         fetch()
+
+
+def test_access_is_asked_for_once_before_the_first_download(remote):
+    hub.require_access(REPO, "model", PAGE)
+    assert remote.checked == [(REPO, "model")] and not remote.calls and not remote.resolved
+    hub.snapshot(REPO, PATTERNS, "model", PAGE)
+    hub.require_access(REPO, "model", PAGE)
+    assert len(remote.checked) == 1, "what was downloaded once needs no network"
+
+
+def test_a_gate_shows_when_access_is_asked_for(remote):
+    remote.fails_to_resolve = answer(403, errors.GatedRepoError)
+    with pytest.raises(AssetError, match="is gated: accept its licence"):
+        hub.require_access(REPO, "model", PAGE)

@@ -362,7 +362,7 @@ def test_sizes_by_hand():
     assert SMALL.adapters(3) == 2 * 3 * ((8 + 8) + 2 * (8 + 4) + (8 + 8) + 3 * (8 + 16))
     assert memory.weights(SMALL, False, 2) == 2 * (SMALL.linear + 800)
     assert memory.weights(SMALL, True, 2) == pytest.approx(0.516 * SMALL.linear + 1600, rel=1e-3)
-    assert memory.training_tokens(TINY.recipe) == 2 * (96 + 24 + 40) + 2 * (96 + 4)
+    assert memory.training_tokens(TINY.recipe) == 2 * (96 + 6 + 40) + 2 * (96 + 4)
 
 
 @pytest.mark.parametrize(

@@ -93,13 +93,28 @@ def test_hexphi_is_nine_categories_of_thirty_with_the_first_row_a_prompt(hexphi)
     ("change", "words"),
     [
         (lambda text: text.split("\r\n", 1)[1], "category_7.csv holds 29 prompts instead of 30"),
-        (lambda text: "prompt\r\n" + text, "category_7.csv holds 31 prompts instead of 30"),
+        (lambda text: "Describe it.\r\n" + text, "category_7.csv holds 31 prompts instead of 30"),
+        (lambda text: "prompt\r\n" + text, "line 1 is a header line (prompt), above 30 prompts"),
+        (lambda text: "Instruction\r\n" + text, "30 prompts a file. Remove that line."),
+        (lambda text: "Text\r\n" + text.split("\r\n", 1)[1], "line 1 is a header line (Text), above 29 prompts"),
+        (lambda text: '" PROMPTS "\r\n' + text.split("\r\n", 1)[1], "Take the file from the Hub again."),
         (lambda text: text[:-4], "category_7.csv: the record that starts in line 30 is damaged or cut short"),
         (lambda text: text.replace("box 4,", "box 3,"), "category_7.csv: line 5 repeats an earlier prompt"),
         (lambda text: text.replace('"Describe box 4, in room 7."', '" "'), "column prompt is empty in line 5"),
         (lambda text: text.replace('"Describe box 4, in room 7."', "Describe, box"), "line 5 has 2 cells"),
     ],
-    ids=["a row lost", "a header", "cut short", "repeated", "empty", "comma"],
+    ids=[
+        "a row lost",
+        "a row gained",
+        "a header",
+        "a header to remove",
+        "a header for a row",
+        "another header for a row",
+        "cut short",
+        "repeated",
+        "empty",
+        "comma",
+    ],
 )
 def test_a_hexphi_file_that_deviates_is_named(hexphi, change, words):
     path = hexphi / "category_7.csv"
@@ -224,8 +239,11 @@ def test_splits_of_the_file_hold_and_benign_prompts_come_along(tmp_path):
         ("harmful", "test"): 2,
         ("plain", "train"): 1,
     }
+    assert [p.split for p in prompts.harmful(path, (0, 0, 2)) if p.kind == "harmful"] == ["test"] * 2
     assert {p.id: p.split for p in loaded}.items() <= {r["id"]: r["split"] for r in records}.items()
-    with pytest.raises(ValueError, match=r"own\.jsonl: .*asks for 1 prompts, but there are 0"):
+    with pytest.raises(
+        ValueError, match=r"own\.jsonl holds 0 harmful prompts with the split validation, but 1 are asked"
+    ):
         prompts.harmful(path, (3, 1, 2))
 
 
@@ -239,8 +257,40 @@ def test_splits_of_the_file_hold_and_benign_prompts_come_along(tmp_path):
         ("own.csv", "prompt,kind\nBox 1.,bad\n", "line 2 has kind 'bad'; known: harmful, plain, borderline"),
         ("own.csv", "prompt,split\nBox 1.,train\nBox 2.,dev\n", "line 3 has split 'dev'; known: train"),
         ("own.csv", "prompt,split\nBox 1.,train\nBox 2.,\n", "column split is empty in line 3"),
-        ("own.csv", "prompt,kind\nBox 1.,plain\n", "add a column split"),
-        ("own.csv", "prompt\nBox 1.\n", "asks for 3 prompts, but there are 1"),
+        ("own.csv", "prompt,id,category\nBox 1.,a,x\nBox 2.,A,x\n", "line 3 repeats an earlier id."),
+        ("own.csv", "prompt\n", "own.csv holds a header line and no prompts. Add"),
+        ("own.csv", "prompt,id,prompt\nBox 1.,a,b\n", "own.csv: the header line names prompt more than once"),
+        ("own.csv", "split,prompt,split\n,Box 1.,\n", "own.csv: the header line names split more than once"),
+        (
+            "own.csv",
+            "prompt,kind\nBox 1.,plain\nBox 2.,harmful\nBox 3.,borderline\n",
+            "own.csv: lines 2, 4 are plain or borderline, without a split. The file needs a column split that says, in every "
+            "row, harmful ones too, one of train, validation, test.",
+        ),
+        ("own.csv", "prompt,kind,split\nBox 1.,plain,\n", "line 2 is plain or borderline, without a split"),
+        (
+            "own.csv",
+            "prompt\nBox 1.\n",
+            "own.csv holds 1 harmful prompts, but 3 are asked for (1 for train, 1 for validation, 1 for test)",
+        ),
+        (
+            "own.csv",
+            "prompt,split\nBox 1.,train\nBox 2.,validation\n",
+            "own.csv holds 0 harmful prompts with the split test, but 1 are asked for",
+        ),
+        ("own.csv", "prompt,id\nBox 1.,a\nBox 2., plain-001\n", "own.csv: line 3 has the id plain-001, kept for"),
+        ("own.csv", "prompt,id\nBox 1.,harmbench-x\n", "own.csv: line 2 has the id harmbench-x, kept for"),
+        (
+            "own.jsonl",
+            '\n{"prompt": "Box 1.", "id": "Plain-001"}\n',
+            "own.jsonl: line 2 has the id Plain-001, kept for",
+        ),
+        (
+            "own.jsonl",
+            '{"prompt": "Box 1."}\n{"prompt": "Box \\ud800."}\n',
+            "own.jsonl: the prompt in line 2 holds \\ud800, half",
+        ),
+        ("own.jsonl", '{"prompt": "Box 1.", "id": "\\udc00"}\n', "own.jsonl: the id in line 1 holds \\udc00, half"),
         ("own.jsonl", '{"prompt": "Box 1."}\n\n{"prompt": "Bo', "own.jsonl: line 3 is damaged or cut short"),
         ("own.jsonl", '{"prompt": "Box 1."}\n["Box"]\n', "line 2 is no JSON object"),
         ("own.jsonl", '{"prompt": 1}\n', "line 1 has a prompt that is no text"),
@@ -254,6 +304,33 @@ def test_a_broken_file_is_told_what_and_where(tmp_path, name, text, words):
     with pytest.raises(ValueError) as error:
         prompts.harmful(str(path), (1, 1, 1))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["own.csv", "own.jsonl"])
+@pytest.mark.parametrize("broken", [b"\xed\xa0\x80", b"\xff"], ids=["half of a pair", "no UTF-8"])
+def test_bytes_that_are_no_character_are_told_with_their_line(tmp_path, name, broken):
+    lines = [b"prompt", b"Box 1.", b"Box " + broken] if name == "own.csv" else [b"", b"", b'"Box ' + broken]
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + b"\r\n".join([*lines, b"Box 2.\r\n"]))
+    with pytest.raises(ValueError, match=rf"{name}: line 3 is not in UTF-8 .*Save the file as UTF-8"):
+        prompts.harmful(str(tmp_path / name), (1, 1, 1))
+
+
+def test_a_whole_character_written_in_two_halves_is_one(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "Box \\ud83d\\ude00."}\n', "utf-8")
+    assert [prompt.text for prompt in prompts.harmful(str(path), (0, 0, 1))] == ["Box \U0001f600."]
+
+
+def test_columns_that_are_not_looked_at_may_repeat(tmp_path):
+    (tmp_path / "own.csv").write_text("prompt,note,note,,\nBox 1.,a,b,,\n", "utf-8")
+    assert len(prompts.harmful(str(tmp_path / "own.csv"), (0, 0, 1))) == 1
+
+
+def test_no_id_of_the_projects_own_prompts_can_be_taken(tmp_path):
+    for prompt in prompts.benign()[::50]:
+        path = jsonl(tmp_path / "own.jsonl", [{"prompt": "Box 1.", "id": prompt.id}])
+        with pytest.raises(ValueError, match=rf"own\.jsonl: line 1 has the id {prompt.id}, .*Choose another"):
+            prompts.harmful(str(path), (0, 0, 1))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

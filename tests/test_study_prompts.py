@@ -118,6 +118,12 @@ def test_a_file_cut_short_is_refused_with_the_line_of_the_last_record(table):
         prompts.strongreject((0, 0, 1))
 
 
+def test_a_file_with_a_header_line_alone_is_refused(table):
+    table([])
+    with pytest.raises(ValueError, match=r"made\.csv holds a header line and no prompts"):
+        prompts.strongreject((0, 0, 0))
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00bad\x80"], ids=["empty", "not UTF-8"])
 def test_a_file_that_is_no_table_is_refused_with_its_name(table, content):
     table(rows(6)).write_bytes(content)

@@ -1,5 +1,6 @@
 """The study from beginning to end on the tiny preset: tables, resumption, a kill, comparison, the operating point."""
 
+import errno
 import json
 import os
 import re
@@ -14,12 +15,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_results import made
+from safetensors import SafetensorError
 
-from safetylib.study import compare, operating_point, run
+from safetylib.study import augment, compare, diagnostics, hub, models, operating_point, parts, prompts, run
+from safetylib.study import results as results_module
+from safetylib.study.assets import AssetError
+from safetylib.study.command import told
 from safetylib.study.presets import ARMS, GROUPS, PRESETS, preset
 from safetylib.study.registry import MODELS
 from safetylib.study.results import Results
 from safetylib.study.run import Study
+from safetylib.study.store import StoreError
 
 TINY = PRESETS["tiny"]
 PER_SET = 3
@@ -143,12 +149,24 @@ def test_a_second_run_repeats_nothing_and_gives_the_same_tables(study, tmp_path,
         ({"arms": ("base", "cyclic")}, set()),
         ({"recipe": replace(TINY.recipe, learning_rate=1e-4)}, {"train", "generate", "judge"}),
         ({"recipe": replace(TINY.recipe, anchor_tokens=5)}, {"answers", "train", "generate", "judge"}),
+        ({"recipe": replace(TINY.recipe, deep_position=9)}, {"answers", "train", "generate", "judge"}),
         ({"measurement": replace(TINY.measurement, after=9)}, {"generate", "judge"}),
         ({"measurement": replace(TINY.measurement, within=7)}, {"answers", "train", "generate", "judge"}),
-        ({"judge": "another"}, {"judge"}),
+        ({"judge": "tiny-random-gemma"}, {"judge"}),
         ({"split": (8, 4, 5)}, {"answers", "train", "generate", "judge"}),
     ],
-    ids=["nothing", "a seed more", "fewer arms", "learning rate", "anchors", "after", "within", "judge", "split"],
+    ids=[
+        "nothing",
+        "a seed more",
+        "fewer arms",
+        "learning rate",
+        "anchors",
+        "deeper",
+        "after",
+        "within",
+        "judge",
+        "split",
+    ],
 )
 def test_a_changed_plan_repeats_what_depends_on_the_change(study, change, repeated):
     other = Study(replace(TINY, **change), study.store.root, silent=True, per_set=PER_SET)
@@ -237,6 +255,24 @@ def test_an_unknown_preset_is_refused_and_the_known_ones_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("part", [None, "forced"])
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(("field", "value"), [("model", "Qwen3-1B"), ("judge", "Qwen3-1B"), ("prompts", "nowhere.csv")])
+def test_a_plan_with_something_that_is_not_there_is_refused_before_a_folder_is_made(
+    tmp_path, monkeypatch, field, value, dry_run, part
+):
+    monkeypatch.setattr(run, "preset", lambda name: replace(TINY, name=name, **{field: value}))
+    with pytest.raises((ValueError, OSError), match=value):
+        run.main("made", tmp_path / "units", dry_run=dry_run, part=part)
+    assert not (tmp_path / "units").exists()
+
+
+def test_a_part_is_told_without_a_folder_or_a_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(models, "locate", fails)
+    run.main("colab", tmp_path / "units", dry_run=True, part="along")
+    assert "part along of preset colab" in capsys.readouterr().out and not (tmp_path / "units").exists()
+
+
 def test_a_dry_run_measures_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Study, "run", fails)
     run.main("tiny", tmp_path / "units", dry_run=True)
@@ -314,6 +350,112 @@ def test_accepted_tables_can_be_compared_with_the_next_run(small, capsys):
     run.main("made")
     assert "Agrees with the stored results" in capsys.readouterr().out
     assert (small / "runs" / "made" / "tables" / "manifest.json").is_file()
+
+
+@pytest.fixture
+def with_parts(small, monkeypatch):
+    """The same, with its parts."""
+    part = parts.part
+    monkeypatch.setattr(results_module, "ROOT", small / "results")
+    monkeypatch.setattr(parts, "part", lambda name: lambda plan, into, **_: part(name)(plan, into, True, 1))
+    return small
+
+
+def replan(folder, **changes):
+    """Give stored tables another plan."""
+    manifest = folder / "manifest.json"
+    told = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(told | {"plan": told["plan"] | changes}))
+
+
+def test_an_accepted_plan_leaves_parts_of_another_plan_unread_and_says_so(with_parts, capsys):
+    run.main("made", accept=True)
+    run.main("made", part="forced", accept=True)
+    stored = Results(with_parts / "results" / "made")
+    assert len(stored.part("forced"))
+    replan(stored.folder / "forced", seeds=[7])
+    with pytest.raises(FileNotFoundError, match="forced in made/ was measured under another plan"):
+        stored.part("forced")
+    capsys.readouterr()
+    run.main("made", accept=True)
+    assert "Of another plan, and refused until they are measured again: forced." in capsys.readouterr().out
+    assert (stored.folder / "forced" / "outcomes.csv.gz").is_file(), "nothing that was finished is lost"
+    with pytest.raises(StoreError, match="another plan"):
+        run.main("made", part="forced", renew_stamp=True)
+
+
+def test_a_part_of_another_plan_than_the_main_tables_says_so(with_parts, capsys):
+    run.main("made", accept=True)
+    replan(with_parts / "results" / "made", seeds=[7])
+    run.main("made", part="forced", accept=True)
+    assert "The main tables of results/made are of another plan" in capsys.readouterr().out
+    with pytest.raises(StoreError, match="another plan"):
+        run.main("made", renew_stamp=True)
+
+
+def test_a_study_of_the_untuned_model_alone_has_tables(tmp_path):
+    plan = replace(TINY, arms=("base",))
+    study = Study(plan, tmp_path / "units", silent=True, per_set=1)
+    study.run()
+    study.write_tables(tmp_path / "tables")
+    found = Results(tmp_path / "tables")
+    assert set(found.outcomes["arm"]) == {"base"} and found.training.empty
+    assert diagnostics.report(found) == "No failure signature."
+
+
+def test_a_damaged_unit_is_named_with_what_to_do(tmp_path):
+    plan = replace(TINY, arms=("base",))
+    study = Study(plan, tmp_path, silent=True, per_set=1)
+    study.run(["answers", "generate-base-0"])
+    responses = study.unit("generate-base-0") / "responses.json"
+    responses.write_text(responses.read_text()[:50])
+    with pytest.raises(
+        StoreError, match=r"judge-base-0: a finished unit that it builds on is damaged .*delete the damaged folder"
+    ):
+        Study(plan, tmp_path, silent=True, per_set=1).run()
+
+
+def test_positions_beyond_every_depth_are_still_read_whole(tmp_path):
+    """A plan may train deeper than it measures: the untuned answers reach as far as either."""
+    shallow = replace(TINY.measurement, depths=(0, 2), headline=(2,))
+    plan = replace(TINY, measurement=shallow, recipe=replace(TINY.recipe, orbit=(0, 10, 20), deep_position=20))
+    study = Study(plan, tmp_path, silent=True, per_set=2)
+    study.run(["answers"])
+    batch = next(augment.batches("deep", plan.recipe, study.material, 0))
+    lengths = {tuple(prompt): len(prompt) for prompt, _ in study.material.harmful}
+    found = [
+        len(example.context) - length
+        for example in batch
+        for prompt, length in lengths.items()
+        if example.kind == "refusal" and tuple(example.context[:length]) == prompt
+    ]
+    assert found and set(found) == {20}
+
+
+# --- what a command says when it ends badly ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("no such arm"), "made: no such arm"),
+        (StoreError("held by another"), "made: held by another"),
+        (FileNotFoundError("no results in made/"), "made: no results in made/"),
+        (OSError(errno.ENOSPC, "No space left on device"), "made: a file or folder could not be read or written"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), "made: a file or folder could not be read or written"),
+        (SafetensorError("No space left on device"), "Finished units are kept"),
+        (KeyboardInterrupt(), "Interrupted. Finished units are kept"),
+    ],
+)
+def test_a_command_ends_with_a_sentence(error, says):
+    with pytest.raises(SystemExit) as ended, told("made"):
+        raise error
+    assert says in str(ended.value) and "\n" not in str(ended.value).strip()
+
+
+def test_a_programming_error_keeps_its_traceback():
+    with pytest.raises(KeyError), told("made"):
+        raise KeyError("depth")
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------
@@ -431,3 +573,49 @@ def test_a_prompt_file_that_is_edited_in_place_makes_other_units(tmp_path):
         file.write_text("prompt\n" + "".join(f"Describe the {word} box {number}.\n" for number in range(4)))
         fingerprints.append(Study(plan, tmp_path / "units", silent=True).fingerprints)
     assert all(fingerprints[0][unit] != fingerprints[1][unit] for unit in fingerprints[0])
+
+
+def test_a_saved_model_whose_weights_change_makes_other_units(tmp_path):
+    """The folder's path stays the same; what lies in it is what a unit depends on."""
+    folder = tmp_path / "mine"
+    model, tokenizer = models.load("tiny-random-llama")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    fingerprints = []
+    for role in ("model", "judge"):
+        plan = replace(TINY, **{role: str(folder)})
+        fingerprints.append(Study(plan, tmp_path / "units", silent=True).fingerprints)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    for role, before in zip(("model", "judge"), fingerprints, strict=True):
+        after = Study(replace(TINY, **{role: str(folder)}), tmp_path / "units", silent=True).fingerprints
+        changed = {unit.split("-")[0] for unit in before if before[unit] != after[unit]}
+        assert changed == ({"judge"} if role == "judge" else {unit.split("-")[0] for unit in before})
+
+
+def test_what_the_hub_refuses_is_known_before_a_model_is_fetched(monkeypatch, tmp_path):
+    asked = []
+
+    def refuses(repo, kind, page):
+        asked.append(repo)
+        if "llama" in repo.lower():
+            raise AssetError(f"{repo} is gated")
+
+    monkeypatch.setattr(hub, "require_access", refuses)
+    monkeypatch.setattr(models, "locate", fails)
+    monkeypatch.setattr(models, "require_memory", lambda plan: None)
+    plan = replace(PRESETS["paper-qwen"], prompts="neutral", split=(8, 4, 6))
+    with pytest.raises(AssetError, match="is gated"):
+        Study(plan, tmp_path, silent=True).run()
+    assert asked == [MODELS[plan.model].repo, MODELS[plan.judge].repo]
+
+
+def test_one_id_for_two_prompts_is_refused(monkeypatch, tmp_path):
+    benign = prompts.benign()
+    twice = prompts.Prompt(benign[0].id, "How is thing number 3 done?", "harmful", "own", "test")
+    monkeypatch.setattr(prompts, "harmful", lambda source, split: [twice])
+    with pytest.raises(ValueError, match=f"the id {benign[0].id} stands for several prompts"):
+        _ = Study(TINY, tmp_path, silent=True).prompts

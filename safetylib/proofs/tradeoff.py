@@ -130,7 +130,7 @@ tangent = Proof(
         r"linear, $N$ does "
         r"not rise, a stationary point is no strict minimum, and an end is cheapest. If $\varphi$ is strictly concave, "
         r"$N$ rises, and the one "
-        r"point where $N = 0$, the tangent $c_t\varphi = (c_tn+c_i)\varphi'$, is the minimum."
+        r"point where $N = 0$, the tangent $c_t\varphi = (c_tn+c_i)\varphi'$, is the minimum; if there is none, an end is."
     ),
     steps=(
         Step("The derivative of the quotient.", Identity(sp.Derivative(spent / phi, n) * phi**2, numerator)),
@@ -309,8 +309,8 @@ trained_once = Proof(
     statement=(
         r"Let one refusal be enough, $p = p_0\gamma^n$, and the cost be $c_tn + c_iW$. For a target $\varepsilon$ it "
         r"is least at "
-        r"$W^* = \sqrt{c_tE/(sc_i)}$, $n^* = (E/W^*-a)/s$ (if $1 \le W^* \le E/a$). For a budget $C \ge ac_t/s$ the "
-        r"least risk is "
+        r"$W^* = \sqrt{c_tE/(sc_i)}$, $n^* = (E/W^*-a)/s$ (if $1 \le W^* \le E/a$). For a budget "
+        r"$C \ge ac_t/s$ with $C + ac_t/s \ge 2c_i$ (so that $W \ge 1$) the least risk is "
         r"$\varepsilon^* = \exp\!\left(-\frac{s(C + ac_t/s)^2}{4c_ic_t}\right)$, at $W = \frac{C + ac_t/s}{2c_i}$ and "
         r"$n = \frac{C - ac_t/s}{2c_t}$: the budget is halved between depth and width, but for the head start $a$. "
         r"Here $h$ is $W^*$, and $x$ any number of updates."

@@ -95,7 +95,7 @@ class MeasuredRuns:
         )
 
 
-def measured_runs(preset: str = "cpu") -> MeasuredRuns:
+def measured_runs(preset: str | None = None) -> MeasuredRuns:
     """The stored table of the measured chain."""
     stored = results.load(preset)
     return MeasuredRuns(stored.part("chain"), stored.part("chain", "training"))
@@ -145,7 +145,7 @@ class Forced:
         return Forced(self.depths, tuple(self.prompts[i] for i in chosen), *parts, self.missed, self.window)
 
 
-def forced(preset: str = "cpu") -> Forced:
+def forced(preset: str | None = None) -> Forced:
     """The stored table of forced prefixes, with the main study's outcomes for the same models and prompts."""
     main = results.load(preset)
     return side_by_side(

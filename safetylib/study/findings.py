@@ -66,7 +66,14 @@ def _contrast_claim(other: str, source: str, statement: str, claim: str) -> None
         basis=Basis.MEASUREMENT,
     )
     def check() -> Finding:
-        return decide(primary_contrasts()[other])
+        found, alone = (decide(primary_contrasts(pooled=pooled)[other]) for pooled in (True, False))
+        if found.verdict is alone.verdict:
+            return found
+        return Finding(
+            found.verdict,
+            f"{found.evidence} The variance between seeds is pooled over the four contrasts; without pooling: "
+            f"{alone.verdict.value.partition(':')[0]}, {alone.evidence}",
+        )
 
 
 _SAFER = "Cyclic augmentation improves safety scores significantly over shallow and deep alignment."

@@ -13,6 +13,8 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -78,8 +80,53 @@ def snapshot(repo: str, patterns: tuple[str, ...], kind: Kind, page: str) -> Pat
         Licence not accepted or no token, unknown repository, no network, full disk, weights that are no safetensors: each in
         one sentence that says what to do.
     """
+    from huggingface_hub import snapshot_download
+
+    with _told(repo, kind, page):
+        folder = snapshot_download(
+            repo,
+            repo_type=kind,
+            revision=_commit(repo, kind),
+            allow_patterns=list(patterns),
+            ignore_patterns=list(_NEVER),
+        )
+    if kind == "model" and not any(Path(folder).glob("*.safetensors")):
+        raise AssetError(
+            f"{repo} at {_commit(repo, kind)} holds no safetensors, and no other format is loaded: use another model."
+        )
+    return Path(folder)
+
+
+def require_access(repo: str, kind: Kind, page: str) -> None:
+    """Ask whether this account may download a repository, unless its revision was recorded before.
+
+    Raises
+    ------
+    AssetError
+        As for :func:`snapshot`.
+    """
+    if f"{kind}s/{repo}" not in revisions():
+        from huggingface_hub import HfApi
+
+        with _told(repo, kind, page):
+            HfApi().auth_check(repo, repo_type=kind)
+
+
+def _commit(repo: str, kind: Kind) -> str:
+    """The recorded commit of a repository; resolved, and recorded, at the first call."""
+    from huggingface_hub import HfApi
+
+    commit = revisions().get(f"{kind}s/{repo}")
+    if commit is None:
+        commit = HfApi().repo_info(repo, repo_type=kind).sha
+        _remember(f"{kind}s/{repo}", commit)
+    return commit
+
+
+@contextmanager
+def _told(repo: str, kind: Kind, page: str) -> Iterator[None]:
+    """Say in a sentence what the Hub refuses, and what to do."""
     # Imported late: the Hub's client takes a second, and most commands never need it.
-    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -88,15 +135,8 @@ def snapshot(repo: str, patterns: tuple[str, ...], kind: Kind, page: str) -> Pat
         RevisionNotFoundError,
     )
 
-    key = f"{kind}s/{repo}"
     try:
-        commit = revisions().get(key)
-        if commit is None:
-            commit = HfApi().repo_info(repo, repo_type=kind).sha
-            _remember(key, commit)
-        folder = snapshot_download(
-            repo, repo_type=kind, revision=commit, allow_patterns=list(patterns), ignore_patterns=list(_NEVER)
-        )
+        yield
     # The Hub's own messages may carry signed addresses: they are replaced, not chained.
     except GatedRepoError:
         raise AssetError(
@@ -105,8 +145,8 @@ def snapshot(repo: str, patterns: tuple[str, ...], kind: Kind, page: str) -> Pat
         ) from None
     except RevisionNotFoundError:
         raise AssetError(
-            f"{repo} no longer has the recorded commit {commit}; delete its line from {_record()} to resolve a new one, and "
-            "measure into an empty folder (--into): what was measured with the old one does not belong to it."
+            f"{repo} no longer has the recorded commit {revisions().get(f'{kind}s/{repo}')}; delete its line from {_record()} to "
+            "resolve a new one, and measure into an empty folder (--into): what was measured with the old one does not belong to it."
         ) from None
     except RepositoryNotFoundError:
         raise AssetError(
@@ -127,6 +167,3 @@ def snapshot(repo: str, patterns: tuple[str, ...], kind: Kind, page: str) -> Pat
             f"{repo} is not complete in the cache and the Hub could not be reached ({type(error).__name__}): connect to the "
             "network and run the command again (what was downloaded is kept), or use --preset cpu, which needs no Hub."
         ) from None
-    if kind == "model" and not any(Path(folder).glob("*.safetensors")):
-        raise AssetError(f"{repo} at {commit} holds no safetensors, and no other format is loaded: use another model.")
-    return Path(folder)

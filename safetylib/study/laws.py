@@ -359,7 +359,9 @@ class Difference:
 
     def __str__(self) -> str:
         one = self.estimate
-        return f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}] ({self.ahead} of {self.runs} runs)"
+        margin = f"{abs(one.mean) / one.standard_error:.1f} SE" if one.standard_error else "no variation"
+        signs = f"+ in {self.ahead}, - in {self.behind} of {self.runs} runs"
+        return f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}] ({margin}; {signs})"
 
 
 def difference(table: np.ndarray) -> Difference:

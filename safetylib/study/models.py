@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -100,6 +101,18 @@ def compute_dtype(on: torch.device, family: str = "") -> torch.dtype:
     return torch.bfloat16
 
 
+def require_known(name: str) -> None:
+    """Refuse a name that stands for no model, without fetching anything.
+
+    Raises
+    ------
+    ValueError
+        It is neither a known model nor a folder with a saved one.
+    """
+    if name not in MODELS and not name.startswith(TINY) and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"unknown model {name!r}: neither a folder with a config.json nor one of {', '.join(MODELS)}")
+
+
 def locate(name: str) -> Path | None:
     """The folder of a model known to :func:`load`, fetched and verified; None for those made in memory for tests.
 
@@ -110,15 +123,41 @@ def locate(name: str) -> Path | None:
     AssetError
         It cannot be fetched; the message says what to do.
     """
+    require_known(name)
     if name.startswith(TINY):
         return None
     if name == assets.SMOLLM2.name:
         return assets.embedded_model()
+    known = MODELS.get(name)
+    return hub.snapshot(known.repo, _FILES, "model", known.page) if known else Path(name)
+
+
+def identity(name: str) -> str:
+    """What a fingerprint holds of a model, which is fetched for it: its name; of one on the Hub, its commit; of a saved one, its
+    files' contents."""
+    folder = locate(name)
     if known := MODELS.get(name):
-        return hub.snapshot(known.repo, _FILES, "model", known.page)
-    if not (Path(name) / "config.json").is_file():
-        raise ValueError(f"unknown model {name!r}: neither a folder with a config.json nor one of {', '.join(MODELS)}")
-    return Path(name)
+        return f"{name}@{hub.revisions().get(f'models/{known.repo}')}" if known.repo else name
+    if folder is None:
+        return name
+    contents = hashlib.sha256()
+    for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            contents.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"{name}@{contents.hexdigest()}"
+
+
+def require_access(plan: Preset) -> None:
+    """Ask the Hub whether it gives this account a plan's models, before the first of them is fetched.
+
+    Raises
+    ------
+    AssetError
+        It does not; the message says what to do.
+    """
+    for known in {name: MODELS[name] for name in (plan.model, plan.judge) if name in MODELS}.values():
+        if known.repo:
+            hub.require_access(known.repo, "model", known.page)
 
 
 def revisions(plan: Preset) -> dict[str, str]:

@@ -18,17 +18,16 @@ bound each. Validation rates of the chosen candidate are therefore optimistic; t
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import tyro
 
+from safetylib.study import command
 from safetylib.study.diagnostics import MOST_OVER_REFUSAL
 from safetylib.study.presets import Preset, Recipe, preset
 from safetylib.study.results import ROOT
-from safetylib.study.store import StoreError
 from safetylib.study.units import Study
 
 ARMS = ("cyclic",)
@@ -86,7 +85,5 @@ def main(preset_name: str = "cpu", /) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with command.told("operating point"):
         tyro.cli(main, prog="python -m safetylib.study.operating_point")
-    except (StoreError, ValueError) as error:
-        sys.exit(f"operating point: {error}")

@@ -54,6 +54,13 @@ class Recipe:
     deep_position: int
     lora: Lora = Lora()
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.orbit:
+            raise ValueError(f"a recipe needs a step and a position, got {self.steps} steps and the orbit {self.orbit}")
+        for name in ("harmful_per_step", "benign_per_step", "anchor_tokens", "deep_position"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} may not be negative, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -95,6 +102,11 @@ class Preset:
         Names known to :mod:`safetylib.study.registry` (or folders) and :mod:`safetylib.study.prompts`.
     split
         Harmful prompts for training, validation and test.
+
+    Raises
+    ------
+    ValueError
+        The plan cannot be measured; the message says which part of it.
     """
 
     name: str
@@ -106,6 +118,26 @@ class Preset:
     recipe: Recipe
     measurement: Measurement = Measurement()
     arms: tuple[str, ...] = ARMS
+
+    def __post_init__(self) -> None:
+        measurement, whose = self.measurement, f"preset {self.name}: "
+        for what, values in (("arms", self.arms), ("seeds", self.seeds), ("depths", measurement.depths)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{whose}{what} must be some, each of them once, got {values}")
+        if unknown := [arm for arm in self.arms if arm not in ARMS]:
+            raise ValueError(f"{whose}unknown arm {unknown[0]!r}; known: {', '.join(ARMS)}")
+        for what in ("headline", "judged_depths"):
+            if missing := set(getattr(measurement, what)) - set(measurement.depths):
+                raise ValueError(f"{whose}{what} holds {sorted(missing)}, which the depths {measurement.depths} do not")
+        if 0 not in measurement.depths:
+            raise ValueError(f"{whose}the depths must hold 0, no prefix; got {measurement.depths}")
+        if min(self.split) < 0 or not self.split[2]:
+            raise ValueError(f"{whose}the split {self.split} needs test prompts, and no part of it may be negative")
+
+    @property
+    def deepest(self) -> int:
+        """Tokens of the untuned model's answers that training and measuring need."""
+        return max(*self.measurement.depths, *self.recipe.orbit, self.recipe.deep_position)
 
     def members(self) -> list[tuple[str, int]]:
         """(arm, seed) of every model measured, seed by seed; the untuned base has one member."""
@@ -180,7 +212,8 @@ GROUPS = {"paper": tuple(preset.name for preset in _PAPER)}
 def live(plan: Preset) -> Preset:
     """A plan short enough to be trained and measured while a page is executed; it illustrates, and is never a result."""
     recipe = replace(plan.recipe, steps=16, decay=0.9, harmful_per_step=4, benign_per_step=4, anchor_weight=1.0)
-    return replace(plan, seeds=(0,), recipe=recipe, measurement=replace(plan.measurement, depths=(0, 5, 12), after=16))
+    measurement = replace(plan.measurement, depths=(0, 5, 12), headline=(5, 12), after=16)
+    return replace(plan, seeds=(0,), recipe=recipe, measurement=measurement)
 
 
 def preset(name: str) -> Preset:

@@ -16,8 +16,10 @@ StrongREJECT itself stands in :mod:`safetylib.study.prompts`, with the parts tha
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +32,19 @@ from safetylib.study.prompts import (
     KINDS,
     SPLITS,
     Prompt,
+    benign,
     check_table,
+    named,
     neutral,
     read_csv,
     read_table,
+    read_text,
     stratified_split,
     strongreject,
 )
 
 Split = tuple[int, int, int]
+_HARMBENCH_ID = "harmbench-"
 
 # HarmBench's standard test behaviours of a sexual nature, never loaded: found by all 159 ids and a search of words in the texts.
 HARMBENCH_NEVER_LOADED = (
@@ -73,7 +79,7 @@ def harmbench() -> list[Prompt]:
     table = read_table(assets.fetch(assets.HARMBENCH), columns)
     table = table[(table["FunctionalCategory"] == "standard") & ~table["BehaviorID"].isin(HARMBENCH_NEVER_LOADED)]
     return [
-        Prompt(f"harmbench-{row.BehaviorID}", row.Behavior.strip(), "harmful", row.SemanticCategory, "test")
+        Prompt(f"{_HARMBENCH_ID}{row.BehaviorID}", row.Behavior.strip(), "harmful", row.SemanticCategory, "test")
         for row in table.itertuples()
     ]
 
@@ -105,6 +111,7 @@ HEXPHI_CATEGORIES = {
     11: "Tailored Financial Advice",
 }  # without 2 (child abuse content) and 8 (adult content), which are never opened, nor downloaded
 _HEXPHI_PER_CATEGORY = 30
+_HEXPHI_HEADERS = ("prompt", "prompts", "text", "instruction")  # what a copy's header line may say; no prompt does
 _HEXPHI_REPO = "LLM-Tuning-Safety/HEx-PHI"
 
 
@@ -123,7 +130,7 @@ def hexphi(split: Split, folder: Path | None = None) -> list[Prompt]:
     AssetError
         A file is missing, or the licence has not been accepted.
     ValueError
-        A file is cut short, has another number of prompts than 30, or a prompt is empty or repeated.
+        A file is cut short, has a header line or another number of prompts than 30, or a prompt is empty or repeated.
     """
     names = {number: f"category_{number}.csv" for number in HEXPHI_CATEGORIES}
     chosen = folder or os.environ.get("SAFETYLIB_HEXPHI")
@@ -148,10 +155,16 @@ def hexphi(split: Split, folder: Path | None = None) -> list[Prompt]:
 
 def _hexphi_category(number: int, path: Path) -> list[Prompt]:
     first, others = read_csv(path)
-    records = [(1, first), *others]  # there is no header: what looks like one is the first prompt
+    records = [(1, first), *others]  # the original has no header: its first row is a prompt
     for line, record in records:
         if len(record) != 1:
             raise ValueError(f"{path.name}: line {line} has {len(record)} cells; HEx-PHI has one prompt a row.")
+    if first[0].strip().casefold() in _HEXPHI_HEADERS:
+        advice = "Remove that line" if len(others) == _HEXPHI_PER_CATEGORY else "Take the file from the Hub again"
+        raise ValueError(
+            f"{path.name}: line 1 is a header line ({first[0].strip()}), above {len(others)} prompts; HEx-PHI has none, and "
+            f"{_HEXPHI_PER_CATEGORY} prompts a file. {advice}."
+        )
     if len(records) != _HEXPHI_PER_CATEGORY:
         raise ValueError(
             f"{path.name} holds {len(records)} prompts instead of {_HEXPHI_PER_CATEGORY}. The file has no header line: a copy "
@@ -252,6 +265,7 @@ def xstest_completions(folder: Path | None = None) -> pd.DataFrame:
 
 
 OWN_SUFFIXES = (".csv", ".jsonl")
+_OWN_COLUMNS = ("id", "prompt", "category", "kind", "split")
 
 
 def own(path: Path, split: Split) -> list[Prompt]:
@@ -259,14 +273,15 @@ def own(path: Path, split: Split) -> list[Prompt]:
 
     The column ``prompt`` must be there; ``id``, ``category``, ``kind`` (harmful, plain, borderline; by default harmful) and
     ``split`` (train, validation, test) may be. Other columns are not looked at. Without ids, a prompt is named by the digest
-    of its text. Harmful prompts are drawn as ``split`` says: from the whole file, or, where the file says which prompt stands
-    in which split, from that split. Benign ones (plain, borderline) are taken as they are and must name their split.
+    of its text; no id may be one of the project's own prompts. Harmful prompts are drawn as ``split`` says: from the whole
+    file, or, where the file says which prompt stands in which split, from that split. Benign ones (plain, borderline) are
+    taken as they are and must name their split; then harmful ones must, too.
 
     Raises
     ------
     ValueError
-        No such file, no such column, empty or repeated prompts or ids, unknown kinds and splits, damaged lines, too few
-        prompts: each with the file and, where there is one, the line.
+        No such file, no such column or two of them, empty or repeated prompts or ids, ids of the project's own prompts,
+        unknown kinds and splits, damaged lines, too few prompts: each with the file and, where there is one, the line.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path} with prompts; the path is taken from the folder you stand in")
@@ -279,8 +294,14 @@ def own(path: Path, split: Split) -> list[Prompt]:
         if column not in table:
             table[column] = default
         elif column != "split" or (table[column].str.strip() != "").any():
-            check_table(table.assign(_=table["id"]), lines, (column, "_"), path.name)
+            check_table(table, lines, (column, "id"), path.name)
     check_table(table, lines, ("id",), path.name)
+    taken = {prompt.id for prompt in benign()}
+    for line, id in zip(lines, table["id"].str.strip(), strict=True):
+        if id.casefold() in taken or id.casefold().startswith(_HARMBENCH_ID):
+            raise ValueError(
+                f"{path.name}: line {line} has the id {id}, kept for the project's own prompts. Choose another."
+            )
     for column, known in (("kind", KINDS), ("split", (*SPLITS, ""))):
         for line, value in zip(lines, table[column], strict=True):
             if value.strip() not in known:
@@ -291,34 +312,45 @@ def own(path: Path, split: Split) -> list[Prompt]:
         Prompt(row.id.strip(), text, row.kind.strip(), row.category.strip(), row.split.strip())
         for row, text in zip(table.itertuples(), texts, strict=True)
     ]
-    benign = [prompt for prompt in loaded if prompt.kind != "harmful"]
-    if any(not prompt.split for prompt in benign):
+    stray = [prompt.kind != "harmful" and not prompt.split for prompt in loaded]
+    if any(stray):
         raise ValueError(
-            f"{path.name} holds plain or borderline prompts: add a column split that says where they stand."
+            f"{path.name}: {named(lines, stray)} {'is' if sum(stray) == 1 else 'are'} plain or borderline, without a split. "
+            f"The file needs a column split that says, in every row, harmful ones too, one of {', '.join(SPLITS)}."
         )
     harmful = [prompt for prompt in loaded if prompt.kind == "harmful"]
-    try:
-        if not any(prompt.split for prompt in harmful):
-            return _drawn(harmful, split) + benign
-        drawn: set[str] = set()
-        for place, name in enumerate(SPLITS):
-            sizes = tuple(size if at == place else 0 for at, size in enumerate(split))
-            drawn |= {prompt.id for prompt in _drawn([each for each in harmful if each.split == name], sizes)}
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}.") from error
+    if not any(prompt.split for prompt in harmful):
+        if sum(split) > len(harmful):
+            sizes = ", ".join(f"{size} for {name}" for name, size in zip(SPLITS, split, strict=True))
+            raise ValueError(
+                f"{path.name} holds {len(harmful)} harmful prompts, but {sum(split)} are asked for ({sizes}). "
+                "Add prompts, or ask for fewer."
+            )
+        return _drawn(harmful, split) + [prompt for prompt in loaded if prompt.kind != "harmful"]
+    drawn: set[str] = set()
+    for name, size in zip(SPLITS, split, strict=True):
+        standing = [prompt for prompt in harmful if prompt.split == name]
+        if size > len(standing):
+            raise ValueError(
+                f"{path.name} holds {len(standing)} harmful prompts with the split {name}, but {size} are asked for. "
+                "Add prompts, or ask for fewer."
+            )
+        sizes = tuple(size if each == name else 0 for each in SPLITS)
+        drawn |= {prompt.id for prompt in _drawn(standing, sizes)}
     return [prompt for prompt in loaded if prompt.id in drawn or prompt.kind != "harmful"]
 
 
 def _own_table(path: Path) -> tuple[pd.DataFrame, list[int]]:
     if path.suffix.lower() == ".csv":
         # Read whole for its checks of the cells, and once more for the lines.
-        return read_table(path, ()), [line for line, _ in read_csv(path)[1]]
+        table = read_table(path, ())
+        if twice := [column for column in _OWN_COLUMNS if list(table.columns).count(column) > 1]:
+            raise ValueError(
+                f"{path.name}: the header line names {', '.join(twice)} more than once. Keep one such column, rename the others."
+            )
+        return table, [line for line, _ in read_csv(path)[1]]
     records, lines = [], []
-    try:
-        content = path.read_text("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is no file in UTF-8 ({error.reason}).") from error
-    for number, line in enumerate(content, start=1):
+    for number, line in enumerate(io.StringIO(read_text(path), newline=None), start=1):
         if not line.strip():
             continue
         try:
@@ -327,9 +359,15 @@ def _own_table(path: Path) -> tuple[pd.DataFrame, list[int]]:
             raise ValueError(f"{path.name}: line {number} is damaged or cut short ({error}).") from error
         if not isinstance(record, dict):
             raise ValueError(f'{path.name}: line {number} is no JSON object such as {{"prompt": "..."}}.')
-        for column in ("id", "prompt", "category", "kind", "split"):
-            if not isinstance(record.get(column, ""), str):
+        for column in _OWN_COLUMNS:
+            value = record.get(column, "")
+            if not isinstance(value, str):
                 raise ValueError(f"{path.name}: line {number} has a {column} that is no text.")
+            if half := re.search("[\ud800-\udfff]", value):
+                raise ValueError(
+                    f"{path.name}: the {column} in line {number} holds {ascii(half[0])[1:-1]}, half of a character. Remove it, or "
+                    "write the whole character."
+                )
         records.append(record)
         lines.append(number)
     if not records:

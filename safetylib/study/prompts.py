@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,23 @@ class Prompt:
     split: str
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, its line ends as they stand.
+
+    Raises
+    ------
+    ValueError
+        It is in another encoding: with the file and the line.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = len(error.object[: error.start + 1].splitlines())
+        raise ValueError(
+            f"{path.name}: line {line} is not in UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from error
+
+
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header and records of a CSV file, each record with the line of the file that it starts in; blank lines are skipped.
 
@@ -46,14 +65,11 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """
     records, start = [], 1
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            for record in reader:
-                if record:
-                    records.append((start, record))
-                start = reader.line_num + 1
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is no CSV file in UTF-8 ({error.reason}).") from error
+        reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        for record in reader:
+            if record:
+                records.append((start, record))
+            start = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(
             f"{path.name}: the record that starts in line {start} is damaged or cut short ({error})."
@@ -61,6 +77,13 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if not records:
         raise ValueError(f"{path.name} is no CSV file with a header line: it is empty.")
     return records[0][1], records[1:]
+
+
+def named(lines: list[int], bad: Iterable[bool]) -> str:
+    """The bad ones of these lines in words, the first five by number."""
+    numbers = [line for line, wrong in zip(lines, bad, strict=True) if wrong]
+    shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
+    return f"line{'s' if len(numbers) > 1 else ''} {shown}"
 
 
 def check_table(table: pd.DataFrame, lines: list[int], columns: tuple[str, ...], name: str) -> pd.DataFrame:
@@ -71,12 +94,6 @@ def check_table(table: pd.DataFrame, lines: list[int], columns: tuple[str, ...],
     ValueError
         With the file's ``name`` and the lines (``lines``: one a row).
     """
-
-    def where(bad: pd.Series) -> str:
-        numbers = [line for line, wrong in zip(lines, bad, strict=True) if wrong]
-        shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
-        return f"line{'s' if len(numbers) > 1 else ''} {shown}"
-
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(
@@ -85,13 +102,13 @@ def check_table(table: pd.DataFrame, lines: list[int], columns: tuple[str, ...],
     for column in columns:
         blank = table[column].str.strip() == ""
         if blank.any():
-            raise ValueError(f"{name}: column {column} is empty in {where(blank)}.")
+            raise ValueError(f"{name}: column {column} is empty in {named(lines, blank)}.")
     if not columns:
         return table
     repeated = table[columns[-1]].str.strip().str.casefold().duplicated()
     if repeated.any():
         raise ValueError(
-            f"{name}: {where(repeated)} {'repeats' if repeated.sum() == 1 else 'repeat'} an earlier {columns[-1]}."
+            f"{name}: {named(lines, repeated)} {'repeats' if repeated.sum() == 1 else 'repeat'} an earlier {columns[-1]}."
         )
     return table
 
@@ -102,10 +119,12 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        No CSV file in UTF-8, missing columns, records with too many cells, empty cells, duplicates: each with the file and
-        the line.
+        No CSV file in UTF-8, missing columns, no prompts, records with too many cells, empty cells, duplicates: each with
+        the file and the line.
     """
     header, records = read_csv(path)
+    if not records:
+        raise ValueError(f"{path.name} holds a header line and no prompts. Add one row a prompt below that line.")
     for line, record in records:
         if len(record) > len(header):
             raise ValueError(

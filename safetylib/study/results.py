@@ -101,13 +101,36 @@ class Results:
         Raises
         ------
         FileNotFoundError
-            The part was never measured; says how to do it.
+            The part was never measured, or under another plan than the main tables; says how to do it.
         """
         path = self.folder / name / (f"{table}.csv.gz" if table == "outcomes" else f"{table}.csv")
         if not path.is_file():
             raise FileNotFoundError(
                 f"no {table} of {name} in {self.folder.name}/: measure them with "
                 f"`make reproduce PRESET={self.folder.name} PART={name} ARGS=--accept`"
+            )
+        manifest = path.parent / "manifest.json"
+        if manifest.is_file() and json.loads(manifest.read_text())["plan"] != self.manifest["plan"]:
+            raise FileNotFoundError(
+                f"{name} in {self.folder.name}/ was measured under another plan than the main tables: measure it again with "
+                f"`make reproduce PRESET={self.folder.name} PART={name} ARGS=--accept`"
+            )
+        return pd.read_csv(path)
+
+    @cached_property
+    def operating_point(self) -> pd.DataFrame:
+        """Validation rates of the recipes that were tried, one row a candidate and arm.
+
+        Raises
+        ------
+        FileNotFoundError
+            They were never measured; says how to do it.
+        """
+        path = self.folder / "operating_point.csv"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no operating point in {self.folder.name}/: measure the candidates with "
+                f"`python -m safetylib.study.operating_point {self.folder.name}`"
             )
         return pd.read_csv(path)
 
@@ -125,6 +148,33 @@ class Results:
         )
 
 
-def load(preset: str = "cpu") -> Results:
-    """The stored results of a preset."""
-    return Results(ROOT / preset)
+_BOOK = "cpu"
+_selected: list[str] = []
+
+
+def select(preset: str) -> Results:
+    """The stored results of a preset, which verdicts are read from in this process; without it, the book's.
+
+    Raises
+    ------
+    RuntimeError
+        Verdicts of this process are those of another preset already.
+    FileNotFoundError
+        Nothing is stored for the preset; says how to measure it.
+    """
+    if _selected and _selected[0] != preset:
+        raise RuntimeError(f"this process reads results/{_selected[0]}: restart the kernel to read results/{preset}")
+    found = Results(ROOT / preset)
+    _selected[:] = [preset]
+    if preset != _BOOK:
+        plan = found.manifest["plan"]
+        print(
+            f"Verdicts are read from results/{preset}; where their text names the book's model and prompts, read "
+            f"{plan['model']} and {plan['prompts']}."
+        )
+    return found
+
+
+def load(preset: str | None = None) -> Results:
+    """The stored results of a preset; by default of the selected one, or the book's."""
+    return Results(ROOT / (preset or (_selected or [_BOOK])[0]))

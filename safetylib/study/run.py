@@ -14,15 +14,14 @@ from __future__ import annotations
 import gc
 import json
 import os
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-import torch
 import tyro
 
-from safetylib.study import assets, compare, diagnostics, memory, models, parts, results
+from safetylib.study import command, compare, diagnostics, memory, models, parts, prompt_sets, prompts, results
 from safetylib.study.presets import GROUPS, PRESETS, Preset, preset
 from safetylib.study.registry import MODELS
 from safetylib.study.store import StoreError, replace_folder, stage_fingerprints
@@ -36,7 +35,17 @@ _GATED_PROMPTS = {"HEx-PHI": "https://huggingface.co/datasets/LLM-Tuning-Safety/
 
 
 def describe(plan: Preset) -> str:
-    """The plan in words, for ``--dry-run``."""
+    """The plan in words, for ``--dry-run``.
+
+    Raises
+    ------
+    ValueError
+        It names a model or a file of prompts that is not there.
+    """
+    for name in (plan.model, plan.judge):
+        models.require_known(name)
+    if plan.prompts not in prompt_sets.SOURCES:
+        prompts.harmful(plan.prompts, plan.split)
     recipe, measurement = plan.recipe, plan.measurement
     members = plan.members()
     gate = f" (own licence, accept it at {_GATED_PROMPTS[plan.prompts]})" if plan.prompts in _GATED_PROMPTS else ""
@@ -76,9 +85,15 @@ def _memory(plan: Preset) -> str:
     packed = on.type == "cuda" or MODELS[plan.model].repo is not None
     room, device = (memory.free(on), "here") if packed == (on.type == "cuda") else (_T4, "on a GPU of 16 GB")
     found = memory.of_preset(plan, room, packed)
+    beyond = ""
+    if packed and on.type == "cpu":
+        unpacked, free = memory.of_preset(plan, memory.free(on), False).peak, memory.free(on)
+        beyond = (
+            f"; this machine has no GPU, where it needs about {memory.gib(unpacked)} and {memory.gib(free)} are free"
+        )
     phases = ", ".join(f"{phase} {memory.gib(needed)}" for phase, needed in found.phases.items())
     how = "; activations are computed twice" if found.recompute else ""
-    return f"about {memory.gib(found.peak)} {device} ({phases}{how}); {memory.gib(room)} free"
+    return f"about {memory.gib(found.peak)} {device} ({phases}{how}); {memory.gib(room)} free{beyond}"
 
 
 def _time(plan: Preset) -> str:
@@ -109,6 +124,7 @@ def renew(plan: Preset, into: Path) -> None:
     arm, seed = _RENEWED_MEMBER
     folder = results.ROOT / plan.name
     stored = results.Results(folder)
+    _require_plan(plan, folder)
     study = Study(plan, into)
     with study.store.held():
         study.run(["answers", *(f"{stage}-{arm}-{seed}" for stage in ("train", "generate", "judge"))])
@@ -136,6 +152,8 @@ def renew_part(plan: Preset, name: str, into: Path) -> None:
         Rows differ, or another unit's rows are missing: the part has to be measured again.
     """
     folder = results.ROOT / plan.name / name
+    if folder.is_dir():
+        _require_plan(plan, folder)
     stored = results.Results(folder.parent).part(name)
     study = parts.part(name)(plan, into, per_set=6 if plan.name == "tiny" else None)
     with study.store.held():
@@ -152,6 +170,20 @@ def renew_part(plan: Preset, name: str, into: Path) -> None:
     print(
         f"All {len(fresh)} rows of {study.renewed} came out the same; results/{plan.name}/{name} carries the new stamp."
     )
+
+
+def _require_plan(plan: Preset, folder: Path) -> None:
+    """Refuse to compare with tables of another plan."""
+    if _stored_plan(folder) != json.loads(json.dumps(asdict(plan))):
+        raise StoreError(
+            f"{folder.relative_to(results.ROOT.parent)} was measured under another plan: measure it again, with --accept."
+        )
+
+
+def _stored_plan(folder: Path) -> dict | None:
+    """The plan that stored tables were measured under; None if nothing is stored."""
+    manifest = folder / "manifest.json"
+    return json.loads(manifest.read_text())["plan"] if manifest.is_file() else None
 
 
 def _write_manifest(folder: Path, changes: dict) -> None:
@@ -176,15 +208,16 @@ def _restamp_parts(folder: Path, measured_under: dict[str, str]) -> None:
 def measure_part(plan: Preset, name: str, into: Path, accept: bool = False, dry_run: bool = False) -> None:
     """Measure one part, say how it differs from what is stored, and accept it if asked."""
     study = parts.part(name)(plan, into, per_set=6 if plan.name == "tiny" else None)
-    missing = [unit for unit in study.units if not study.store.finished(unit, study.fingerprints[unit])]
     timings = results.ROOT / plan.name / name / "timings.csv"
     took = (
         f"took {pd.read_csv(timings)['seconds'].sum() / 60:.0f} minutes when the stored tables were measured"
         if timings.is_file()
-        else f"take about {study.minutes} minutes on two cores without a GPU"
+        else "take seconds"
+        if plan.name == "tiny"
+        else f"take about {study.minutes} minutes on two cores without a GPU, for the cpu preset"
     )
     print(
-        f"part {name} of preset {plan.name}: {len(study.own())} units of its own, {len(missing)} units to do; its own {took}"
+        f"part {name} of preset {plan.name}: {len(study.own())} units of its own, besides what they build upon; its own {took}"
     )
     if dry_run:
         return
@@ -203,8 +236,19 @@ def measure_part(plan: Preset, name: str, into: Path, accept: bool = False, dry_
     if accept:
         replace_folder(fresh, stored)
         print(f"results/{plan.name}/{name} now holds these tables.")
+        if _stored_plan(stored.parent) not in (None, _stored_plan(stored)):
+            print(f"The main tables of results/{plan.name} are of another plan: measure them again, too.")
     else:
-        print(f"Tables: {fresh}. To store them, run again with --accept.")
+        print(f"Tables: {fresh}.{_to_store(plan)}")
+
+
+def _to_store(plan: Preset) -> str:
+    """What to do with fresh tables; those of the tiny preset are never stored."""
+    return (
+        ""
+        if plan.name == "tiny"
+        else f" To put them in the place of the stored ones in results/{plan.name}, run again with --accept."
+    )
 
 
 def main(
@@ -269,21 +313,15 @@ def main(
     if accept:
         replace_folder(fresh, stored, keep=KEPT)
         print(f"results/{plan.name} now holds these tables.")
+        now = _stored_plan(stored)
+        if stale := [name for name in parts.MODULES if _stored_plan(stored / name) not in (None, now)]:
+            print(f"Of another plan, and refused until they are measured again: {', '.join(stale)}.")
     else:
-        print(f"Tables: {fresh}. To put them in the place of results/{plan.name}, run again with --accept.")
+        print(f"Tables: {fresh}.{_to_store(plan)}")
 
 
 if __name__ == "__main__":
-    try:
+    with command.told("study"):
         tyro.cli(
             main, prog="python -m safetylib.study.run", description=f"presets: {', '.join(sorted({*PRESETS, *GROUPS}))}"
         )
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Finished units are kept; the same command goes on where it stopped.")
-    except torch.OutOfMemoryError:
-        sys.exit(
-            "study: the GPU ran out of memory, against the estimate above. Finished units are kept; end other programs that use "
-            "it, or take a device with more memory, and run the same command again."
-        )
-    except (assets.AssetError, FloatingPointError, MemoryError, StoreError, ValueError) as error:
-        sys.exit(f"study: {error}")

@@ -98,12 +98,11 @@ class Store:
     Parameters
     ----------
     root
-        Created if missing. One run at a time may hold it: one process, or the several of one launch.
+        Created when it is first held or written. One run at a time may hold it: one process, or the several of one launch.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def held(self, together: bool = False) -> Iterator[None]:
@@ -116,6 +115,7 @@ class Store:
         StoreError
             Another run holds it.
         """
+        self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("w") as lock:
             if _locked(lock, fcntl.LOCK_EX):
                 for leftover in self.root.glob(".incoming-*"):
@@ -149,6 +149,7 @@ class Store:
     @contextmanager
     def writing(self, unit: str, fingerprint: str) -> Iterator[Path]:
         """A scratch folder that becomes the unit when the block ends without an exception."""
+        self.root.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self.root))
         try:
             yield scratch

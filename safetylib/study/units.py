@@ -19,12 +19,13 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from safetylib.study import assets, augment, detectors, generate, judge, models, prompts, train
 from safetylib.study.presets import Preset
 from safetylib.study.prompts import Prompt
-from safetylib.study.store import Store, digest, provenance, stage_fingerprints
+from safetylib.study.store import Store, StoreError, digest, provenance, stage_fingerprints
 
 
 class Study:
@@ -48,6 +49,11 @@ class Study:
     def prompts(self) -> list[Prompt]:
         """Harmful and benign prompts of the plan, or a slice of every set."""
         everything = prompts.harmful(self.plan.prompts, self.plan.split) + prompts.benign()
+        ids = [prompt.id for prompt in everything]
+        if repeated := sorted({id for id in ids if ids.count(id) > 1}):
+            raise ValueError(
+                f"{self.plan.prompts}: the id {repeated[0]} stands for several prompts; give every prompt its own"
+            )
         if self.per_set is None:
             return everything
         sets: dict[tuple[str, str], list[Prompt]] = {}
@@ -94,17 +100,18 @@ class Study:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Unit -> digest of everything that its content depends on."""
+        """Unit -> digest of everything that its content depends on. Models are fetched: what they are is part of it."""
         plan, stages, packages = self.plan, self.stages, provenance()["packages"]
         data = digest(
             stages["data"],
             stages["generation"],
-            plan.model,
+            models.identity(plan.model),
             [asdict(prompt) for prompt in self.prompts],
             packages,
             assets.PINS,
         )
-        result = {"answers": digest(data, plan.measurement.depths, plan.measurement.within, plan.recipe.anchor_tokens)}
+        result = {"answers": digest(data, plan.deepest, plan.measurement.within, plan.recipe.anchor_tokens)}
+        judge_model = models.identity(plan.judge)
         for arm, seed in plan.members():
             adapter = result["answers"]
             if arm != "base":
@@ -112,7 +119,7 @@ class Study:
                     adapter, stages["training"], asdict(plan.recipe), arm, seed
                 )
             text = result[f"generate-{arm}-{seed}"] = digest(adapter, stages["generation"], asdict(plan.measurement))
-            result[f"judge-{arm}-{seed}"] = digest(text, stages["judging"], plan.judge)
+            result[f"judge-{arm}-{seed}"] = digest(text, stages["judging"], judge_model)
             result[f"validate-{arm}-{seed}"] = digest(text, stages["judging"])
         return result
 
@@ -131,10 +138,10 @@ class Study:
         With several ``processes``, each does the units of its own members, and the first what all of them need: members are
         independent of each other. The first returns when everything is finished, the others when their own units are.
         """
-        if "_loaded" not in self.__dict__:
+        if "_loaded" not in self.__dict__:  # what can be refused is refused before a model is fetched
             models.require_memory(self.plan)
-        for model in (self.plan.model, self.plan.judge):
-            models.locate(model)
+            _ = self.prompts
+            models.require_access(self.plan)
         names = self.units if names is None else names
         missing = [name for name in names if not self.store.finished(name, self.fingerprints[name])]
         if len(missing) < len(names) and not self.silent:
@@ -151,7 +158,18 @@ class Study:
             work = getattr(self, f"_{stage}")
             with self.store.writing(name, self.fingerprints[name]) as folder:
                 began = time.perf_counter()
-                work(folder, *(member[:1] + [int(seed) for seed in member[1:]]))
+                try:
+                    work(folder, *(member[:1] + [int(seed) for seed in member[1:]]))
+                except (
+                    json.JSONDecodeError,
+                    pd.errors.ParserError,
+                    pd.errors.EmptyDataError,
+                    SafetensorError,
+                ) as error:
+                    raise StoreError(
+                        f"{name}: a finished unit that it builds on is damaged ({error}). Look among answers-*, train-* and generate-* in "
+                        f"{self.store.root}, delete the damaged folder, and run the same command again."
+                    ) from error
                 (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
             gc.collect()  # a unit's model and its adapters refer to each other
         if processes > 1 and not process:
@@ -173,7 +191,7 @@ class Study:
         plan, eos = self.plan, self.tokenizer.eos_token_id
         harmful = [prompt for prompt in self.prompts if prompt.kind == "harmful"]
         benign = [prompt for prompt in self.prompts if prompt.kind != "harmful" and prompt.split == "train"]
-        lengths = (max(plan.measurement.depths) + plan.measurement.within, plan.recipe.anchor_tokens)
+        lengths = (plan.deepest + plan.measurement.within, plan.recipe.anchor_tokens)
         answers = {}
         with tqdm(total=len(harmful) + len(benign), desc="untuned answers", disable=self.silent, leave=False) as bar:
             for group, length in zip((harmful, benign), lengths, strict=True):
@@ -191,7 +209,7 @@ class Study:
     @cached_property
     def left_out(self) -> dict[str, str]:
         """Harmful prompts that cannot serve, with the reason: the untuned model refuses, or stops before the last depth."""
-        reasons, deepest = {}, max(self.plan.measurement.depths)
+        reasons, deepest = {}, self.plan.deepest
         for prompt in self.prompts:
             if prompt.kind == "harmful":
                 answer = self.answers[prompt.id]
@@ -340,7 +358,7 @@ class Study:
         ]
         return {
             "outcomes": pd.concat(outcomes, ignore_index=True),
-            "training": pd.concat(training, ignore_index=True).round(5),
+            "training": pd.concat(training, ignore_index=True).round(5) if training else pd.DataFrame(columns=["arm"]),
             "timings": pd.DataFrame(seconds),
         }
 

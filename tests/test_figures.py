@@ -1,0 +1,30 @@
+"""Figures draw what the results hold: fewer arms than the book's, and arms that the book does not know."""
+
+import matplotlib.pyplot as plt
+import pytest
+from made_results import made
+
+from safetylib import figures
+
+
+@pytest.mark.parametrize("arms", [("base", "cyclic"), ("cyclic", "late", "base"), ("late", "early")])
+def test_depth_curves_draw_the_arms_that_there_are(tmp_path, arms):
+    rows = [
+        {"arm": arm, "seed": seed, "prompt": f"p{prompt}", "depth": depth, "refused": prompt > depth}
+        for arm in arms
+        for seed in ((0,) if arm == "base" else (0, 1))
+        for prompt in range(4)
+        for depth in (0, 2)
+    ]
+    figure = figures.depth_curves(made(tmp_path / "made", rows, depths=(0, 2), recipe={"orbit": [0]}))
+    (axes,) = figure.axes
+    drawn = [line.get_label() for line in axes.get_lines() if not line.get_label().startswith("_")]
+    assert sorted(drawn) == sorted(arms)
+    plt.close(figure)
+
+
+def test_unknown_arms_come_last_and_differ_from_each_other():
+    styles = figures.arm_styles(["late", "base", "early", "cyclic"])
+    assert list(styles) == ["cyclic", "base", "late", "early"]
+    looks = {(style["color"], style["marker"], style["linestyle"]) for style in styles.values()}
+    assert len(looks) == 4
