@@ -406,7 +406,7 @@ def study(folder, **arms):
         for arm, table in tables.items()
         for (seed, prompt), value in np.ndenumerate(table)
     ]
-    return made(folder, rows, seeds=range(5), depths=(5,), headline=(5,))
+    return made(folder, rows, seeds=range(len(arms["cyclic"])), depths=(5,), headline=(5,))
 
 
 NONE, ALL = np.zeros((5, 300), bool), np.ones((5, 300), bool)
@@ -423,6 +423,8 @@ ALIKE = np.repeat(APART[:1], 5, axis=0)  # members that copy one another
         (findings.majority, {"shallow": NONE, "cyclic": ALIKE}, Verdict.UNDECIDED),
         (findings.majority, {"shallow": APART, "cyclic": ALIKE}, Verdict.UNDECIDED),
         (findings.majority, {"shallow": NONE, "cyclic": NONE}, Verdict.UNDECIDED),
+        (findings.majority, {"shallow": NONE[:2], "cyclic": APART[:2]}, Verdict.UNDECIDED),
+        (findings.independence, {"shallow": ALIKE[:2], "cyclic": APART[:2]}, Verdict.UNDECIDED),
         (findings.independence, {"shallow": ALIKE, "cyclic": APART}, Verdict.NOT_REPRODUCED),
         (findings.independence, {"shallow": APART, "cyclic": APART}, Verdict.UNDECIDED),
         (findings.any_refusal, {"shallow": ~APART, "cyclic": ALL}, Verdict.NOT_REPRODUCED),

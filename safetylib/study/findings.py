@@ -260,7 +260,10 @@ def majority_gains(results: Results, members: int = 3) -> dict[str, stats.Contra
 )
 def majority() -> Finding:
     """Does a majority of three beat its members?"""
-    gains = majority_gains(load())
+    results = load()
+    if (seeds := len(results.manifest["plan"]["seeds"])) < 3:
+        return Finding(Verdict.UNDECIDED, f"three members of an arm are needed, and there are {seeds}.")
+    gains = majority_gains(results)
     if not gains:
         return Finding(Verdict.UNDECIDED, "no arm's single members are safe on more than half of the prompts.")
     decided = [row for row in gains.values() if settles(row)]
@@ -289,6 +292,8 @@ def majority() -> Finding:
 def independence() -> Finding:
     """Do three members of an arm fail together more often than independence predicts?"""
     results = load()
+    if (seeds := len(results.manifest["plan"]["seeds"])) < 3:
+        return Finding(Verdict.UNDECIDED, f"three members of an arm are needed, and there are {seeds}.")
     excess = {
         arm: width.prediction_error(
             width.headline_votes(results, width.members_of(results, arm)), 3, "any-refusal", "independent"
