@@ -619,3 +619,14 @@ def test_one_id_for_two_prompts_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(prompts, "harmful", lambda source, split: [twice])
     with pytest.raises(ValueError, match=f"the id {benign[0].id} stands for several prompts"):
         _ = Study(TINY, tmp_path, silent=True).prompts
+
+
+def test_a_prompt_that_a_model_has_no_positions_for_is_refused(monkeypatch, tmp_path):
+    study = Study(TINY, tmp_path, silent=True, per_set=1)
+    positions = study.base.config.max_position_embeddings
+    room = TINY.deepest + TINY.measurement.within + TINY.measurement.after
+    monkeypatch.setattr(models, "chat_ids", lambda tokenizer, text: [5] * (positions - room))
+    assert study.ids
+    monkeypatch.setattr(models, "chat_ids", lambda tokenizer, text: [5] * (positions - room + 1))
+    with pytest.raises(ValueError, match=f"{room} may follow, but tiny-random-llama has {positions} positions"):
+        _ = Study(TINY, tmp_path, silent=True, per_set=1).ids

@@ -89,8 +89,23 @@ class Study:
 
     @cached_property
     def ids(self) -> dict[str, list[int]]:
-        """Prompt id -> token ids in the chat template."""
-        return {prompt.id: models.chat_ids(self.tokenizer, prompt.text) for prompt in self.prompts}
+        """Prompt id -> token ids in the chat template; each leaves room for the longest prefix and response.
+
+        Raises
+        ------
+        ValueError
+            One does not: the model has fewer positions.
+        """
+        ids = {prompt.id: models.chat_ids(self.tokenizer, prompt.text) for prompt in self.prompts}
+        longest, measurement = max(ids, key=lambda id: len(ids[id])), self.plan.measurement
+        room = self.plan.deepest + measurement.within + measurement.after
+        positions = getattr(self.base.config, "max_position_embeddings", None)
+        if positions is not None and len(ids[longest]) + room > positions:
+            raise ValueError(
+                f"prompt {longest} has {len(ids[longest])} tokens and {room} may follow, but {self.plan.model} has {positions} "
+                "positions: shorten the prompt or leave it out"
+            )
+        return ids
 
     def text(self, tokens: list[int]) -> str:
         """Decoded response."""
