@@ -298,11 +298,19 @@ def test_unknown_parts_are_refused_by_name():
         parts.part("depth")
 
 
-def test_the_command_says_how_long_a_part_takes_before_it_starts(capsys, tmp_path):
-    run.main("tiny", tmp_path, dry_run=True, part="ablations")
+@pytest.mark.parametrize(
+    ("preset", "says"),
+    [
+        ("tiny", "take seconds"),
+        ("cpu", "minutes when the stored tables were measured"),
+        ("colab", "take about 60 minutes on two cores without a GPU, for the cpu preset"),
+    ],
+)
+def test_the_command_says_how_long_a_part_takes_before_it_starts(capsys, tmp_path, preset, says):
+    run.main(preset, tmp_path, dry_run=True, part="ablations")
     said = capsys.readouterr().out
-    assert "part ablations of preset tiny" in said and "minutes" in said
-    assert not list(tmp_path.glob("*-*")), "nothing is measured in a dry run"
+    assert f"part ablations of preset {preset}" in said and says in said
+    assert not list(tmp_path.iterdir()), "nothing is measured in a dry run"
 
 
 def test_a_part_is_measured_from_the_command_line_and_compared_when_measured_again(capsys, tmp_path, monkeypatch):
@@ -311,15 +319,17 @@ def test_a_part_is_measured_from_the_command_line_and_compared_when_measured_aga
     run.measure_part(TINY, "along", tmp_path / "runs", accept=False)
     said = capsys.readouterr().out
     rows = len(pd.read_csv(tmp_path / "results" / "tiny" / "along" / "outcomes.csv.gz"))
-    assert f"{rows} of {rows} rows are the stored ones" in said and "0 units to do" in said
+    assert f"{rows} of {rows} rows are the stored ones" in said
+    units = len(parts.part("along")(TINY, tmp_path / "runs").units)
+    assert f"{units} of {units} units are finished already and are not repeated" in said
 
 
 def test_a_parts_stamp_is_renewed_only_if_a_unit_measured_again_gives_the_stored_rows(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(run.results, "ROOT", tmp_path / "results")
     run.measure_part(PRESETS["tiny"], "forced", tmp_path / "runs", accept=True)
     folder = tmp_path / "results" / "tiny" / "forced"
-    (folder.parent / "manifest.json").write_text("{}")
     manifest = json.loads((folder / "manifest.json").read_text())
+    (folder.parent / "manifest.json").write_text(json.dumps({"plan": manifest["plan"]}))
     (folder / "manifest.json").write_text(json.dumps(manifest | {"stamp": "old", "stages": {}}))
     run.renew_part(PRESETS["tiny"], "forced", tmp_path / "again")
     assert "carries the new stamp" in capsys.readouterr().out
