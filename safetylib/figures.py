@@ -165,7 +165,7 @@ ARM_STYLES = {
 
 def arm_styles(arms: Iterable[str]) -> dict[str, dict]:
     """Line styles of some arms, in the order in which they are drawn; arms that the study does not know come last, grey."""
-    arms = list(arms)
+    arms = list(dict.fromkeys(arms))
     others = [arm for arm in arms if arm not in ARM_STYLES]
     unknown = {
         arm: {"color": INK, "marker": MARKERS[place % len(MARKERS)], "linestyle": DASHES[place % len(DASHES)]}
@@ -535,11 +535,12 @@ def placements(schedules: dict[str, list[list[int]]], orbit: tuple[int, ...]) ->
     figure, grid = plt.subplots(
         rows, columns, layout="constrained", sharex=True, sharey=True, figsize=(6.4, 2.1 * rows + 0.4), squeeze=False
     )
+    styles = arm_styles(schedules)
     for axes, (arm, steps) in zip(grid.flat, schedules.items(), strict=False):
         for position in orbit:
             axes.axvline(position, color=INK, linewidth=0.6, alpha=0.6)
         places, levels = zip(*[(place, step) for step, row in enumerate(steps) for place in row], strict=True)
-        style = arm_styles([arm])[arm]
+        style = styles[arm]
         axes.plot(places, levels, linestyle="none", markersize=4, color=style["color"], marker=style["marker"])
         axes.set_title(arm, fontsize=11)
         axes.grid(visible=False)
@@ -580,13 +581,13 @@ def rates_along(rates, depths: tuple[int, ...]) -> plt.Figure:
     ``rates`` has rows (arm, seed, step) and a column a depth.
     """
     figure, panels = new_axes(len(depths), sharey=True, figsize=(6.8, 3.6))
+    styles = arm_styles(rates.index.unique("arm"))
     for axes, depth in zip(panels, depths, strict=True):
         for arm, rows in rates[depth].groupby(level="arm", sort=False):
             runs = rows.unstack("seed").droplevel("arm")
             steps = runs.index
-            style = arm_styles([arm])[arm]
-            axes.plot(steps, runs, color=style["color"], linewidth=0.7, alpha=0.35)
-            axes.plot(steps, runs.mean(axis=1), label=arm, markersize=4, **style)
+            axes.plot(steps, runs, color=styles[arm]["color"], linewidth=0.7, alpha=0.35)
+            axes.plot(steps, runs.mean(axis=1), label=arm, markersize=4, **styles[arm])
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set_xticks(steps, [str(step) if step == max(steps) or 1.5 * step < max(steps) else "" for step in steps])
         axes.set(xlabel="optimiser steps", title=f"after {depth} harmful tokens")
@@ -750,10 +751,11 @@ def safety_by_cost(curves: dict[tuple[str, str], list[tuple]], xlabel: str) -> p
     refused) for W = 1, 2, ...
     """
     figure, axes = new_axes(2, sharex=True, sharey=True, figsize=(8.6, 3.6))
+    styles = arm_styles(arm for arm, _ in curves)
     for (arm, rule), points in curves.items():
         cost = [point[0] for point in points]
         for panel, place in zip(axes, (1, 2), strict=True):
-            style = {**arm_styles([arm])[arm], "linestyle": RULE_STYLES[rule]["linestyle"]}
+            style = {**styles[arm], "linestyle": RULE_STYLES[rule]["linestyle"]}
             estimates = [point[place] for point in points]
             panel.plot(cost, [estimate.mean for estimate in estimates], label=f"{arm}, {rule}", markersize=5, **style)
             low, high = ([getattr(estimate, end) for estimate in estimates] for end in ("low", "high"))

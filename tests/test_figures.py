@@ -1,6 +1,7 @@
 """Figures draw what the results hold: fewer arms than the book's, and arms that the book does not know."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from made_results import made
 
@@ -28,3 +29,24 @@ def test_unknown_arms_come_last_and_differ_from_each_other():
     assert list(styles) == ["cyclic", "base", "late", "early"]
     looks = {(style["color"], style["marker"], style["linestyle"]) for style in styles.values()}
     assert len(looks) == 4
+
+
+def test_two_unknown_arms_differ_within_every_figure():
+    steps = pd.MultiIndex.from_product([("late", "early"), (0, 1), (1, 2)], names=["arm", "seed", "step"])
+    along = figures.rates_along(pd.DataFrame({0: 0.5, 12: 0.5}, index=steps), (0, 12))
+    placed = figures.placements({"late": [[1], [2]], "early": [[1], [2]]}, (0, 2))
+    looks = [
+        {
+            (line.get_color(), line.get_marker())
+            for line in along.axes[0].get_lines()
+            if line.get_label() in ("late", "early")
+        },
+        {
+            (line.get_color(), line.get_marker())
+            for axes in placed.axes
+            for line in axes.get_lines()
+            if line.get_marker() != "None"
+        },
+    ]
+    assert [len(look) for look in looks] == [2, 2]
+    plt.close("all")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
+from safetylib import stats
 from safetylib.chain import updates
 from safetylib.study import laws
 
@@ -253,3 +254,9 @@ def test_rates_agree_across_step_sizes_in_the_right_clock_only(clock, exponent):
     assert scaling.exponent == pytest.approx(exponent, abs=0.15)
     assert scaling.low < exponent < scaling.high or scaling.high - scaling.low < 0.1
     assert (alone.start == together.start).all()
+
+
+@pytest.mark.parametrize(("error", "margin"), [(0.5, "2.5 SE"), (0.0, "no variation")])
+def test_a_difference_is_printed_with_its_size_and_the_runs_of_either_sign(error, margin):
+    one = laws.Difference(stats.Estimate(-1.25, -2.0, -0.5, error, 2.0, 16, 3), ahead=1, behind=4, runs=6)
+    assert str(one) == f"-1.250 [-2.000, -0.500] ({margin}; + in 1, - in 4 of 6 runs)"

@@ -120,8 +120,8 @@ def operating_point() -> Finding:
     borderline = max(results.estimate(arm, kind="borderline").mean for arm in arms)
     return Finding(
         Verdict.REPRODUCED if met else Verdict.NOT_REPRODUCED if missed else Verdict.UNDECIDED,
-        f"intervals beyond a target: {', '.join(missed) or 'none'}; least refusal of harmful prompts {harmful[least]} ({least}); most over-refusal of plain ones {plain[most]} ({most}); "
-        f"of borderline ones up to {borderline:.2f}. Deep, never trained without a prefix, refuses {results.estimate('deep')}.",
+        f"intervals beyond a target: {', '.join(missed) or 'none'}; least refusal of harmful prompts {harmful[least]} ({least}); "
+        f"most over-refusal of plain ones {plain[most]} ({most}); of borderline ones up to {borderline:.2f}. Deep, never trained without a prefix, refuses {results.estimate('deep')}.",
     )
 
 
@@ -246,6 +246,14 @@ def majority_gains(results: Results, members: int = 3) -> dict[str, stats.Contra
     return {row.name: row for row in stats.contrasts(pairs)} if pairs else {}
 
 
+def _fewer_than_three(results: Results) -> Finding | None:
+    """Undecided, if no arm has the three members that a claim is about."""
+    seeds = len(results.manifest["plan"]["seeds"])
+    return (
+        Finding(Verdict.UNDECIDED, f"three members of an arm are needed, and there are {seeds}.") if seeds < 3 else None
+    )
+
+
 @register(
     id="11-majority",
     chapter=11,
@@ -261,8 +269,8 @@ def majority_gains(results: Results, members: int = 3) -> dict[str, stats.Contra
 def majority() -> Finding:
     """Does a majority of three beat its members?"""
     results = load()
-    if (seeds := len(results.manifest["plan"]["seeds"])) < 3:
-        return Finding(Verdict.UNDECIDED, f"three members of an arm are needed, and there are {seeds}.")
+    if few := _fewer_than_three(results):
+        return few
     gains = majority_gains(results)
     if not gains:
         return Finding(Verdict.UNDECIDED, "no arm's single members are safe on more than half of the prompts.")
@@ -292,8 +300,8 @@ def majority() -> Finding:
 def independence() -> Finding:
     """Do three members of an arm fail together more often than independence predicts?"""
     results = load()
-    if (seeds := len(results.manifest["plan"]["seeds"])) < 3:
-        return Finding(Verdict.UNDECIDED, f"three members of an arm are needed, and there are {seeds}.")
+    if few := _fewer_than_three(results):
+        return few
     excess = {
         arm: width.prediction_error(
             width.headline_votes(results, width.members_of(results, arm)), 3, "any-refusal", "independent"

@@ -11,17 +11,16 @@ measurement goes on where it stopped. Nothing here imports torch until a languag
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from safetylib.study import agreement, assets, labelled, results
+from safetylib.study import agreement, labelled, results
 from safetylib.study.detectors import INDEPENDENT, MAIN
 from safetylib.study.labelled import FOLDER, PLAN, SAMPLE_SEED, Found, Item, Text, sha256
-from safetylib.study.store import Store, StoreError, code_without_prose, digest, provenance, replace_folder
+from safetylib.study.store import Store, code_without_prose, digest, provenance, replace_folder
 
 LANGUAGE_MODEL_JUDGES = ("HEx-PHI, logits", "HEx-PHI, written", "StrongREJECT, logits")
 _CHUNK = 24
@@ -327,9 +326,9 @@ def _parts(name: str, texts: pd.DataFrame, verdicts: pd.DataFrame) -> list[tuple
 if __name__ == "__main__":
     import tyro
 
-    try:
+    from safetylib.study import command
+
+    with command.told("judging"):
         tyro.extras.subcommand_cli_from_dict(
             {"sample": draw, "measure": measure}, prog="python -m safetylib.study.judging"
         )
-    except (assets.AssetError, StoreError, FileNotFoundError) as error:
-        sys.exit(f"judging: {error}")
