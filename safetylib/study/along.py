@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetylib.study import augment, models, train
 from safetylib.study.part import Part
 
-SEEDS = 2  #: so many of the plan's first seeds
+SEEDS = 5  #: so many of the plan's first seeds
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:

@@ -58,28 +58,28 @@ class MeasuredChain(Part):
     """Two decays with three step sizes of AdamW, and with four of plain stochastic gradient descent."""
 
     part, minutes = "chain", 50
-    code = ("part.py", "measured_chain.py", "forced.py", "along.py", "transitions.py")
+    code: tuple[str, ...] = ("part.py", "measured_chain.py", "forced.py", "along.py", "transitions.py")
     renewed = "chain-adamw0-0"
     keys = ("run", "seed")
+    runs, steps, looked_at = RUNS, STEPS, checkpoints(STEPS)[1:]
 
     def own(self) -> dict[str, tuple]:
         recipe, common = asdict(self.plan.recipe), (PROMPTS, WORDINGS, FORCED_TOKENS, ARM)
         result: dict[str, tuple] = {"untrained": ("answers", *common)}
         for seed in self.plan.seeds[:SEEDS]:
-            for name, run in RUNS.items():
-                needs = ("answers", self.stages["training"], recipe, STEPS, ANCHORS, asdict(run), *common, seed)
-                result[f"chain-{name}-{seed}"] = needs
+            for name, run in self.runs.items():
+                needs = ("answers", self.stages["training"], recipe, self.steps, ANCHORS, asdict(run), *common, seed)
+                result[f"{self.part}-{name}-{seed}"] = needs
         return result
 
     def _untrained(self, folder: Path) -> None:
         self.write_rows(folder, self._read(self.base), run="untrained", seed=0, step=0)
 
     def _chain(self, folder: Path, name: str, seed: int) -> None:
-        run = RUNS[name]
+        run, at = self.runs[name], self.looked_at
         recipe = replace(
-            self.plan.recipe, steps=STEPS, benign_per_step=ANCHORS, learning_rate=run.alpha, decay=run.gamma
+            self.plan.recipe, steps=self.steps, benign_per_step=ANCHORS, learning_rate=run.alpha, decay=run.gamma
         )
-        at = checkpoints(STEPS)[1:]
         model = models.with_adapters(self.base, recipe.lora, seed)
         try:
             batches = saving(augment.batches(ARM, recipe, self.material, seed), model, at, folder)

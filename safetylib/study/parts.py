@@ -5,6 +5,7 @@
 ``along``       refusal by depth at checkpoints along training
 ``ablations``   the literal rotation of phrases, orbits of two and eight positions, members trained on disjoint prompts
 ``chain``       transition probabilities along training, for several step sizes, decays and optimisers
+``longer``      the same along four times as many steps
 ``rated``       the judge's ratings of the answers to benign prompts, for votes that average ratings
 """
 
@@ -20,6 +21,7 @@ MODULES = {
     "along": "along",
     "ablations": "ablations",
     "chain": "measured_chain",
+    "longer": "longer_chain",
     "rated": "rated",
 }
 
