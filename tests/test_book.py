@@ -70,7 +70,7 @@ def test_theory_chapters_fit_their_column(path):
             assert max(map(len, printed.splitlines()), default=0) <= 68, printed
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem < "06"], ids=lambda path: path.stem)
+@every_notebook
 def test_every_exercise_says_how_hard_and_how_long_it_is(path):
     prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
     rated = re.findall(r"\{exercise\}[^\n]*\n:label: \S+\n\*Difficulty: \w+ of five, \d+ minutes", prose)

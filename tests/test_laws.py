@@ -260,3 +260,11 @@ def test_rates_agree_across_step_sizes_in_the_right_clock_only(clock, exponent):
 def test_a_difference_is_printed_with_its_size_and_the_runs_of_either_sign(error, margin):
     one = laws.Difference(stats.Estimate(-1.25, -2.0, -0.5, error, 2.0, 16, 3), ahead=1, behind=4, runs=6)
     assert str(one) == f"-1.250 [-2.000, -0.500] ({margin}; + in 1, - in 4 of 6 runs)"
+
+
+@pytest.mark.parametrize("steps, last", [((0, 1, 2, 4, 8, 16), 4), ((0, 4, 8, 16, 32, 64), 16)])
+def test_later_steps_are_those_after_the_middle_one(steps, last):
+    steps = np.array(steps)
+    made = laws.Trajectories("made", ("a", "b"), np.ones(2), np.ones(2), steps, np.zeros((1, 2, len(steps), 3)))
+    [(fitted, held_out)] = laws.later_steps(made)
+    assert (fitted == (steps <= last)).all() and (held_out == ~fitted).all() and held_out.sum() == 4

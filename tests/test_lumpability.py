@@ -123,8 +123,10 @@ def test_predictions_and_outcomes_are_paired_and_short_answers_left_out():
         side_by_side(table, outcomes[outcomes["depth"] == 0], ["cyclic"], 16)
 
 
-def made_runs():
-    """Two optimisers, six runs each with two seeds, whose start, stop and turn follow the softmax law."""
+def made_runs(part="chain"):
+    """Two optimisers, six runs each with two seeds, whose start, stop and turn follow the softmax law, or in the longer part
+    the cross-entropy law."""
+    law = {"chain": "softmax", "longer": "cross-entropy"}[part]
     outcomes, training = [], []
     for optimiser, alphas in (("adamw", (1e-3, 2e-3, 4e-3)), ("sgd", (0.1, 0.2, 0.4))):
         for place, (alpha, gamma) in enumerate(itertools.product(alphas, (0.85, 0.96))):
@@ -137,7 +139,7 @@ def made_runs():
             for seed, step in itertools.product((0, 1), (0, 1, 2, 4, 8, 16, 24)):
                 clock = sizes[:step].sum() / alphas[0] * 1e-3
                 for prompt in range(10):
-                    value = float(laws.curve("softmax", clock, 0.03 + 0.002 * prompt, 160 + seed + place % 3))
+                    value = float(laws.curve(law, clock, 0.03 + 0.002 * prompt, 160 + seed + place % 3))
                     named = {"run": run if step else "untrained", "seed": seed, "step": step, "prompt": f"p{prompt}"}
                     if step or (run, seed) == ("adamw0", 0):
                         outcomes += [{**named, "quantity": "start", "depth": k, "value": value} for k in (0, 5)]
@@ -161,8 +163,10 @@ def test_a_run_whose_loss_ends_above_its_start_blew_up(monkeypatch):
         for seed in (0, 1)
         for t, loss in enumerate(one)
     ]
-    monkeypatch.setattr(chain_findings, "runs", lambda: MeasuredRuns(pd.DataFrame(), pd.DataFrame(rows)))
+    tables = {"chain": pd.DataFrame(rows), "longer": pd.DataFrame(rows).query("run != 'sgd0'")}
+    monkeypatch.setattr(chain_findings, "runs", lambda part: MeasuredRuns(pd.DataFrame(), tables[part]))
     assert chain_findings.blown_up() == [("sgd0", 1), ("sgd1", 1)]
+    assert chain_findings.blown_up("longer") == [("sgd1", 1)]
 
 
 def test_trajectories_begin_with_the_untrained_model_and_staying_is_not_turning():
@@ -224,6 +228,13 @@ def test_the_claims_find_the_law_and_the_one_rate_that_made_the_runs(monkeypatch
         found = chain_findings.comparison("sgd")
         assert (found.law, found.outcome) == ("softmax", "followed")
         assert chain_findings.law_verdict(chain_findings.law_scores("sgd")) is Verdict.NOT_REPRODUCED
+        longer = chain_findings.comparison("sgd", part="longer")
+        assert (longer.law, longer.outcome) == ("cross-entropy", "followed"), (
+            "a part is not judged by another's forecasts"
+        )
+        assert chain_findings.mean_over_depths("sgd", part="longer").values[0, 0, -1, 0] == pytest.approx(
+            made_runs("longer").trajectories("sgd", "start", 0).values[0, 0, -1, 0]
+        )
         pooled = chain_findings.pooled_scaling("sgd")
         assert pooled.outcome == "one rate" and pooled.exponent == pytest.approx(0, abs=0.1) and pooled.runs >= 5
     finally:

@@ -271,13 +271,27 @@ def test_a_changed_part_is_measured_again_and_the_main_units_are_not(study, monk
     assert changed == {name for name in before if name.startswith("forced")}
 
 
-@pytest.mark.parametrize(("optimiser", "step_sizes"), [("adamw", 3), ("sgd", 4)])
-def test_the_chain_holds_every_pair_of_a_step_size_and_one_of_two_decays(optimiser, step_sizes):
-    from safetylib.study.measured_chain import RUNS
-
-    runs = {(one.alpha, one.gamma) for one in RUNS.values() if one.optimiser == optimiser}
+@pytest.mark.parametrize(
+    ("name", "optimiser", "step_sizes"),
+    [("chain", "adamw", 3), ("chain", "sgd", 4), ("longer", "adamw", 2), ("longer", "sgd", 2)],
+)
+def test_the_chain_holds_every_pair_of_a_step_size_and_one_of_two_decays(name, optimiser, step_sizes):
+    runs = {(one.alpha, one.gamma) for one in parts.part(name).runs.values() if one.optimiser == optimiser}
     alphas, gammas = ({run[place] for run in runs} for place in (0, 1))
     assert (len(alphas), len(gammas)) == (step_sizes, 2) and runs == set(product(alphas, gammas))
+
+
+def test_longer_runs_go_on_to_their_last_step_with_step_sizes_of_the_chain(study, monkeypatch):
+    longer, chain = parts.part("longer"), parts.part("chain")
+    assert {one.alpha for one in longer.runs.values()} <= {one.alpha for one in chain.runs.values()}
+    monkeypatch.setattr(longer, "runs", {"sgd1": longer.runs["sgd1"]})
+    found = longer(replace(TINY, seeds=(0,)), study.store.root, silent=True, per_set=4)
+    with found.store.held():
+        found.run()
+    tables = found.tables()
+    assert set(tables["training"]["step_size"]) == {0.0625} and len(tables["training"]) == 64, "this one has no decay"
+    assert sorted(tables["outcomes"].query("run == 'sgd1'")["step"].unique()) == [4, 8, 16, 32, 64]
+    assert list(tables["timings"]["unit"]) == ["untrained", "longer-sgd1-0"]
 
 
 def test_every_run_of_the_chain_is_made_with_every_seed(study):

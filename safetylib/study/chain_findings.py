@@ -1,9 +1,10 @@
-"""Claims about the measured chain: each reads ``results/cpu/chain`` or ``results/cpu/forced`` and says what they show.
+"""Claims about the measured chain: each reads the part ``chain``, ``longer`` or ``forced`` and says what it shows.
 
 Laws, parameters, scores, splits, margins and the bounds below were fixed before any of these tables was looked at; they were
 developed on made-up ones. Only ``clock`` and ``steady`` of :func:`law_scores` were added afterwards, and no claim uses them.
 Training runs were made with one seed first, and with two more after their tables had been looked at; gradient descent's smallest
-step size was added last, after others had blown up. Intervals are over seeds and prompts. Nothing here imports torch.
+step size was added last, after others had blown up. The longer runs were planned after all of these had been looked at, and their claims
+written before any of their tables was looked at. Intervals are over seeds and prompts. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ MOST_GAP = 0.05  # lumping is harmless if it promises no more than this share of
 
 
 @cache
-def runs() -> MeasuredRuns:
-    """The stored measured chain, read once."""
-    return measured_runs()
+def runs(part: str = "chain") -> MeasuredRuns:
+    """The stored measured chain, read once: the part ``chain``, or ``longer``."""
+    return measured_runs(part=part)
 
 
 @cache
@@ -48,18 +49,20 @@ def law_scores(
     own: bool = False,
     clock: str = "step sizes",
     steady: bool = False,
+    part: str = "chain",
 ) -> dict[str, np.ndarray]:
     """Forecast -> (seeds, runs, prompts) mean score over the steps held out, and over the depths of the quantity.
 
-    Arguments are those of :func:`safetylib.study.laws.forecasts`; with ``steady``, runs that blew up with any seed are left out.
+    Arguments are those of :func:`safetylib.study.laws.forecasts` and of :func:`runs`; with ``steady``, runs that blew up with any
+    seed are left out.
     """
-    table = runs()
+    table = runs(part)
     series = [table.trajectories(optimiser, quantity, depth) for depth in table.depths(quantity)]
     if steady:
-        series = [laws.without(one, [run for run, _ in blown_up()]) for one in series]
+        series = [laws.without(one, [run for run, _ in blown_up(part)]) for one in series]
     return {
         name: np.mean(
-            [laws.scores(one, _forecast(one, name, split, start, own, clock), score) for one in series],
+            [laws.scores(one, _forecast(one, part, name, split, start, own, clock), score) for one in series],
             axis=0,
         )
         for name in laws.FORECASTS
@@ -69,23 +72,25 @@ def law_scores(
 _FORECASTS: dict[tuple, np.ndarray] = {}
 
 
-def _forecast(series: laws.Trajectories, name: str, split: str, start: str, own: bool, clock: str) -> np.ndarray:
+def _forecast(
+    series: laws.Trajectories, part: str, name: str, split: str, start: str, own: bool, clock: str
+) -> np.ndarray:
     """Forecasts are costly and do not depend on the score: each is made once."""
-    key = (series.name, *series.runs, name, split, start, own, clock)
+    key = (part, series.name, *series.runs, name, split, start, own, clock)
     if key not in _FORECASTS:
         _FORECASTS[key] = laws.forecasts(series, name, split, start=start, own=own, clock=clock)
     return _FORECASTS[key]
 
 
-def blown_up() -> list[tuple[str, int]]:
+def blown_up(part: str = "chain") -> list[tuple[str, int]]:
     """(run, seed) whose loss on refusals ends above where it began, mean of four steps each: training diverged."""
-    losses = runs().training.pivot(index="step", columns=["run", "seed"], values="refusal_loss")
+    losses = runs(part).training.pivot(index="step", columns=["run", "seed"], values="refusal_loss")
     return losses.columns[losses.tail(4).mean() > losses.head(4).mean()].tolist()
 
 
-def mean_over_depths(optimiser: str, quantity: str = "start") -> laws.Trajectories:
+def mean_over_depths(optimiser: str, quantity: str = "start", part: str = "chain") -> laws.Trajectories:
     """A quantity along the runs of an optimiser, every prompt's mean over the depths at which it was measured."""
-    table = runs()
+    table = runs(part)
     series = [table.trajectories(optimiser, quantity, depth) for depth in table.depths(quantity)]
     return replace(series[0], name=quantity, values=np.mean([one.values for one in series], axis=0))
 
@@ -121,26 +126,30 @@ def law_in_words(found: laws.Comparison) -> str:
     return f"{found.law} comes first, and another law is not decidedly behind"
 
 
-_STEP_SIZES = {"adamw": "three", "sgd": "four"}
+_DESIGNS = {
+    ("chain", "adamw"): "three learning rates, two decays",
+    ("chain", "sgd"): "four learning rates, two decays",
+    ("longer", "adamw"): "64 steps, two learning rates, with a slow decay and with none",
+    ("longer", "sgd"): "64 steps, two learning rates, with a slow decay and with none",
+}
 
 
-def _law_claim(optimiser: str, quantity: str, statement: str) -> None:
-    what = QUANTITIES[quantity]
+def _law_claim(optimiser: str, quantity: str, statement: str, part: str = "chain") -> None:
+    what, design = QUANTITIES[quantity], _DESIGNS[part, optimiser]
 
     @register(
-        id=f"10-law-{quantity}-{optimiser}",
+        id=f"10-{'law' if part == 'chain' else part}-{quantity}-{optimiser}",
         chapter=10,
         source="Theorem 4.5",
         statement=statement,
         reading=(
-            f"The probability that {what}, along {optimiser} runs (SmolLM2-135M-Instruct in 4 bits, {_STEP_SIZES[optimiser]} "
-            "learning rates, two decays): the additive law in the clock of step sizes, stopped at one, forecasts runs held out better than the "
+            f"The probability that {what}, along {optimiser} runs (SmolLM2-135M-Instruct in 4 bits, {design}): the additive law in the clock of step sizes, stopped at one, forecasts runs held out better than the "
             "softmax and the cross-entropy law with as many parameters, and not worse than a free monotone curve."
         ),
         basis=Basis.MEASUREMENT,
     )
     def check() -> Finding:
-        table = law_scores(optimiser, quantity)
+        table = law_scores(optimiser, quantity, part=part)
         rivals = ("softmax", "cross-entropy", "monotone")
         listed = "; ".join(f"{name} {laws.difference(table['additive'] - table[name])}" for name in rivals)
         return Finding(
@@ -155,6 +164,7 @@ _SELF = "Fine-tuning adds a discounted bias to the refusal state's self-transiti
 for _optimiser in ("adamw", "sgd"):
     _law_claim(_optimiser, "start", _RULE)
     _law_claim(_optimiser, "stop", _SELF)
+    _law_claim(_optimiser, "start", _RULE, part="longer")
 
 
 # --- one rate ---------------------------------------------------------------------------------------------------------

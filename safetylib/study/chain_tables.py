@@ -56,6 +56,18 @@ class MeasuredRuns:
         """Names of the optimisers, in the order of the runs."""
         return list(dict.fromkeys(self.runs["optimiser"]))
 
+    def after_training(self) -> pd.DataFrame:
+        """A row a run: its design, the clock and the loss on refusals (last four steps) at its end, and the three quantities
+        there, means over seeds, prompts and depths; the row ``untrained`` has the quantities alone."""
+        means = self.outcomes.groupby(["run", "step", "quantity"])["value"].mean().unstack()
+        last = means.reset_index("step").groupby("run").last()
+        by_step = self.training.groupby(["run", "step"])[["step_size", "refusal_loss"]].mean()
+        table = self.runs.copy()
+        table["S at the end"] = by_step["step_size"].groupby("run").sum()
+        table["loss, last four"] = by_step["refusal_loss"].groupby("run").apply(lambda loss: loss.tail(4).mean())
+        quantities = last[["start", "stop"]].assign(stay=1 - last["turn"])
+        return table.join(quantities, how="outer").reindex([*self.runs.index, "untrained"])
+
     def depths(self, quantity: str) -> list[int]:
         """Prefill depths at which a quantity was measured."""
         return sorted(self._rows(quantity)["depth"].unique().tolist())
@@ -95,10 +107,10 @@ class MeasuredRuns:
         )
 
 
-def measured_runs(preset: str | None = None) -> MeasuredRuns:
-    """The stored table of the measured chain."""
+def measured_runs(preset: str | None = None, part: str = "chain") -> MeasuredRuns:
+    """The stored table of the measured chain, or of its longer runs (part ``longer``)."""
     stored = results.load(preset)
-    return MeasuredRuns(stored.part("chain"), stored.part("chain", "training"))
+    return MeasuredRuns(stored.part(part), stored.part(part, "training"))
 
 
 @dataclass(frozen=True)

@@ -248,8 +248,9 @@ def other_runs(trajectories: Trajectories) -> Iterator[tuple[np.ndarray, np.ndar
         yield ~held_out, held_out & (trajectories.steps > 0)
 
 
-def later_steps(trajectories: Trajectories, last: int = 4) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One fold: all runs up to step ``last`` are fitted, what comes later is forecast."""
+def later_steps(trajectories: Trajectories) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One fold: all runs up to the middle one of the measured steps are fitted, what comes later is forecast."""
+    last = trajectories.steps[len(trajectories.steps) // 2]
     early = np.broadcast_to(trajectories.steps <= last, trajectories.values.shape[1:3])
     yield early, ~early
 

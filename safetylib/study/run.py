@@ -274,7 +274,7 @@ def main(
     renew_stamp
         Measure one unit a stage again and, if nothing differs, give the stored results the new code's stamp.
     part
-        Measure a part beyond the main plan instead: transfer, forced, along, ablations, chain or rated.
+        Measure a part beyond the main plan instead: transfer, forced, along, ablations, chain, longer or rated.
     """
     if preset_name in GROUPS:
         for name in GROUPS[preset_name]:
