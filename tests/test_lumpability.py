@@ -169,6 +169,23 @@ def test_a_run_whose_loss_ends_above_its_start_blew_up(monkeypatch):
     assert chain_findings.blown_up("longer") == [("sgd1", 1)]
 
 
+def test_the_end_of_a_run_is_its_last_step_with_the_loss_of_the_last_four():
+    made = made_runs()
+    training = made.training.assign(refusal_loss=lambda rows: 30.0 - rows["step"] + rows["seed"])
+    table = MeasuredRuns(made.outcomes, training).after_training()
+    assert (
+        list(table.index) == [*made.runs.index, "untrained"]
+        and table.loc["untrained", ["alpha", "loss, last four"]].isna().all()
+    )
+    assert table.loc["sgd3", "S at the end"] == pytest.approx(0.2 * sum(0.96**t for t in range(24)), rel=1e-4)
+    assert table.loc["sgd3", "loss, last four"] == pytest.approx(30 - 21.5 + 0.5), "steps 20 to 23, mean of two seeds"
+    last = made.outcomes.query("run == 'sgd3' and step == 24").groupby("quantity")["value"].mean()
+    assert table.loc["sgd3", ["start", "stop", "stay"]].tolist() == pytest.approx(
+        [last["start"], last["stop"], 1 - last["turn"]]
+    )
+    assert table.loc["untrained", "start"] == pytest.approx(0.03 + 0.002 * 4.5) and table.loc["untrained", "stay"] == 0
+
+
 def test_trajectories_begin_with_the_untrained_model_and_staying_is_not_turning():
     table = made_runs()
     start, stay = table.trajectories("sgd", "start", 5), table.trajectories("sgd", "stay")

@@ -97,9 +97,13 @@ def test_converged_is_the_first_checkpoint_that_holds_to_the_end(tmp_path, rates
     assert found.loc[("cyclic", 0), 0] is pd.NA if expected is None else found.loc[("cyclic", 0), 0] == expected
 
 
-def test_every_run_converges_by_itself_and_swings_by_itself(tmp_path):
+def test_every_run_converges_by_itself_and_falls_by_itself(tmp_path):
     results = main(tmp_path, {"cyclic": 0.5})
-    rates = {0: {0: 0.0, 1: 0.95, 2: 0.9}, 1: {0: 0.0, 1: 0.9, 2: 0.2}}  # their mean would not hold
+    rates = {
+        0: {0: 0.0, 1: 0.95, 2: 0.9},
+        1: {0: 0.0, 1: 0.9, 2: 0.2},
+        2: {0: 0.0, 1: 0.1, 2: 0.8},
+    }  # their mean would not hold
     rows = [
         row
         for seed, run in rates.items()
@@ -109,7 +113,7 @@ def test_every_run_converges_by_itself_and_swings_by_itself(tmp_path):
     store(results, "along", rows)
     found = depth_findings.steps_to(results)
     assert found.loc[("cyclic", 0), 0] == 1 and found.loc[("cyclic", 1), 0] is pd.NA
-    assert depth_findings.swings(results).loc["cyclic", 0] == pytest.approx((0.05 + 0.7) / 2)
+    assert depth_findings.falls(results)[0].to_list() == pytest.approx([0.05, 0.7, 0.0]), "a rise is no fall"
 
 
 def test_rates_along_are_means_by_run_step_and_depth(tmp_path):

@@ -64,14 +64,10 @@ def steps_to(results: Results, level: float = CONVERGED) -> pd.DataFrame:
     return pd.DataFrame.from_dict(found, orient="index").astype("Int64").rename_axis(["arm", "seed"])
 
 
-def swings(results: Results) -> pd.DataFrame:
-    """The largest change of a run's refusal rate from one checkpoint to the next, mean over runs, by arm and depth.
-
-    A rise from the untuned model's rate is learning and not counted: only changes between trained checkpoints are.
-    """
-    rates = along_rates(results).query("step > 0")
-    changes = rates.groupby(level=["arm", "seed"]).diff().abs()
-    return changes.groupby(level=["arm", "seed"]).max().groupby(level="arm").mean()
+def falls(results: Results) -> pd.DataFrame:
+    """The largest fall of a run's refusal rate from one checkpoint to the next, by run (arm, seed) and depth; 0 if it never falls."""
+    changes = along_rates(results).groupby(level=["arm", "seed"]).diff()
+    return (-changes).clip(lower=0).groupby(level=["arm", "seed"], sort=False).max()
 
 
 def forced_against_generated(results: Results) -> pd.DataFrame:
