@@ -252,6 +252,10 @@ def test_the_claims_find_the_law_and_the_one_rate_that_made_the_runs(monkeypatch
         assert chain_findings.mean_over_depths("sgd", part="longer").values[0, 0, -1, 0] == pytest.approx(
             made_runs("longer").trajectories("sgd", "start", 0).values[0, 0, -1, 0]
         )
+        broken = {"chain": [("sgd0", 0)], "longer": [("sgd1", 0), ("sgd2", 1)]}
+        monkeypatch.setattr(chain_findings, "blown_up", lambda part: broken[part])
+        for part, left in (("chain", 5), ("longer", 4)):
+            assert chain_findings.law_scores("sgd", steady=True, part=part)["additive"].shape == (2, left, 10)
         pooled = chain_findings.pooled_scaling("sgd")
         assert pooled.outcome == "one rate" and pooled.exponent == pytest.approx(0, abs=0.1) and pooled.runs >= 5
     finally:
