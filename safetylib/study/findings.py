@@ -24,12 +24,14 @@ _READING = (
 
 
 @cache
-def primary_contrasts(results: Results | None = None, pooled: bool = True) -> dict[str, stats.Contrast]:
-    """Cyclic minus each other trained arm, over the headline depths; verdicts rest on the pooled ones."""
+def primary_contrasts(
+    results: Results | None = None, pooled: bool = True, column: str = "refused"
+) -> dict[str, stats.Contrast]:
+    """Cyclic minus each other trained arm, over the headline depths; verdicts rest on the pooled ones of ``refused``."""
     results = results or load()
-    cyclic = results.headline_table("cyclic")
+    cyclic = results.headline_table("cyclic", column)
     others = [arm for arm in ("uniform", "random", "shallow", "deep") if arm in results.arms]
-    pairs = {arm: (cyclic, results.headline_table(arm)) for arm in others}
+    pairs = {arm: (cyclic, results.headline_table(arm, column)) for arm in others}
     return {row.name: row for row in stats.contrasts(pairs, pooled)}
 
 
