@@ -40,7 +40,8 @@ def sentences(results: Results) -> list[str]:
     }[verdict]
     cycle = f"{said}: cyclic minus the same positions drawn independently is {contrast.difference} of prompts."
     votes = {
-        rule: findings.headline_safety(results, "shallow", rule) for rule in ("any-refusal", "majority", "all-refuse")
+        rule: findings.headline_safety(results, "shallow", rule).mean
+        for rule in ("any-refusal", "majority", "all-refuse")
     }
     best = max(votes, key=votes.get)
     width = (

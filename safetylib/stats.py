@@ -5,7 +5,8 @@ not their product. With A the variance of the seeds' means over their number, an
 over theirs, the squared standard error is A + B - C, where C is the share of the residual that both count (the two-way
 random-effects estimate; a crossed bootstrap converges to it). Seeds are few, so intervals and p-values refer to Student's t with
 Satterthwaite's degrees of freedom (A + B)^2 / (A^2/f + B^2/(P-1)), and tables of one family (the arms at one depth, the
-contrasts of one analysis) share one between-seed variance, pooled over the family: f is S - 1 times the tables pooled.
+contrasts of one analysis) share one between-seed variance, pooled over the family: f is S - 1 times the tables pooled, or what
+these are worth where they overlap (contrasts with one control).
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ class Estimate:
         """The estimate with its interval cut to what the quantity can be."""
         return replace(self, low=max(self.low, least), high=min(self.high, most))
 
+    def p_value(self, value: float = 0.0) -> float:
+        """Two-sided p-value against a mean of ``value``."""
+        return float(2 * stats.t.sf(self.margin(value), self.freedom))
+
+    def margin(self, value: float = 0.0) -> float:
+        """Distance of the mean from ``value`` in standard errors: 0 if it is that, infinite for what never varies."""
+        if self.mean == value:
+            return 0.0
+        return abs(self.mean - value) / self.standard_error if self.standard_error else float("inf")
+
     def __str__(self) -> str:
         mean, low, high = (round(value, 2) + 0.0 for value in (self.mean, self.low, self.high))  # no "-0.00"
         return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
@@ -46,10 +57,11 @@ def _seed_variance(tables: list[np.ndarray]) -> tuple[float, int]:
     return (sum(((mean - mean.mean()) ** 2).sum() for mean in means) / freedom, freedom) if freedom else (0.0, 0)
 
 
-def _error(values: np.ndarray, family: list[np.ndarray]) -> tuple[float, float]:
+def _error(values: np.ndarray, family: list[np.ndarray], worth: float) -> tuple[float, float]:
     """Standard error of a (seeds, prompts) table's mean, and its degrees of freedom."""
     seeds, prompts = values.shape
     variance, seed_freedom = _seed_variance(family) if seeds > 1 else (0.0, 0)
+    seed_freedom *= worth / len(family)
     by_seed, by_prompt = variance / seeds, values.mean(axis=0).var(ddof=1) / prompts if prompts > 1 else 0.0
     if by_seed + by_prompt == 0:
         return 0.0, float("inf")
@@ -63,11 +75,11 @@ def _error(values: np.ndarray, family: list[np.ndarray]) -> tuple[float, float]:
     return float(np.sqrt(max(by_seed + by_prompt - shared, by_seed, by_prompt))), float(freedom)
 
 
-def crossed(values: np.ndarray, family: list[np.ndarray] | None = None) -> Estimate:
+def crossed(values: np.ndarray, family: list[np.ndarray] | None = None, worth: float | None = None) -> Estimate:
     """Mean of a (seeds, prompts) table with a 95 % interval over both.
 
     ``family`` holds the tables over which the between-seed variance is pooled, this one included; by default it stands
-    alone.
+    alone. ``worth`` is how many independent tables the family is worth, where it overlaps.
 
     With one seed only prompts vary, and the interval says nothing about other seeds. Intervals of boolean outcomes stay in
     [0, 1]; a rate of exactly 0 or 1 gets the Wilson interval of its prompts, since variances cannot see beyond it.
@@ -85,7 +97,7 @@ def crossed(values: np.ndarray, family: list[np.ndarray] | None = None) -> Estim
         raise ValueError("values holds entries that are not finite: leave unscored prompts out and say how many")
     seeds, prompts = values.shape
     pooled = [values] if family is None else [np.asarray(table, dtype=float) for table in family]
-    mean, (error, freedom) = float(values.mean()), _error(values, pooled)
+    mean, (error, freedom) = float(values.mean()), _error(values, pooled, worth or len(pooled))
     reach = float(stats.t.isf(0.025, freedom)) * error if error else 0.0
     low, high = mean - reach, mean + reach
     if is_rate:
@@ -107,7 +119,7 @@ class Contrast:
     @property
     def margin(self) -> float:
         """The difference in standard errors."""
-        return _ratio(self.difference)
+        return self.difference.margin()
 
     @property
     def p_shown(self) -> str:
@@ -115,32 +127,38 @@ class Contrast:
         return "p < 0.001" if self.p_holm < 0.001 else f"p = {self.p_holm:.3f}"
 
 
-def _ratio(estimate: Estimate) -> float:
-    """A mean in standard errors: 0 for no difference at all, infinite for one that never varies."""
-    if estimate.mean == 0:
-        return 0.0
-    return abs(estimate.mean) / estimate.standard_error if estimate.standard_error else float("inf")
+def _worth(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """How many independent differences these are worth for a pooled variance (Satterthwaite): two that share one of their
+    tables correlate by one half, if seeds vary equally in all tables."""
+    varying = [{table.tobytes() for table in pair if np.ptp(table.mean(axis=1))} for pair in pairs]
+    squared = [len(one & other) ** 2 / max(len(one) * len(other), 1) for one in varying for other in varying]
+    return len(pairs) ** 2 / max(sum(squared), 1.0)
 
 
 def contrasts(pairs: dict[str, tuple[np.ndarray, np.ndarray]], pooled: bool = True) -> list[Contrast]:
     """Paired contrasts of (seeds, prompts) tables, first minus second, with Holm's correction over all of them.
 
     The same prompts stand in the same columns. Seeds are matched by row where both tables have as many; a table of one
-    row (an untuned model) is compared with every row. The contrasts pool their between-seed variance, unless told otherwise.
-    p-values are two-sided.
+    row (an untuned model) is compared with every row. The contrasts pool their between-seed variance, unless told otherwise;
+    those that share a table count for less. p-values are two-sided.
     """
-    differences = [np.asarray(first, float) - np.asarray(second, float) for first, second in pairs.values()]
-    estimates = [crossed(difference, differences if pooled else None) for difference in differences]
-    p_values = [float(2 * stats.t.sf(_ratio(estimate), estimate.freedom)) for estimate in estimates]
-    holm = multipletests(p_values, method="holm")[1]
-    return [Contrast(*row) for row in zip(pairs, estimates, p_values, map(float, holm), strict=True)]
+    tables = [(np.asarray(first, float), np.asarray(second, float)) for first, second in pairs.values()]
+    differences, worth = [first - second for first, second in tables], _worth(tables)
+    estimates = [crossed(one, differences, worth) if pooled else crossed(one) for one in differences]
+    p_values = [estimate.p_value() for estimate in estimates]
+    return [Contrast(*row) for row in zip(pairs, estimates, p_values, holm(p_values), strict=True)]
 
 
-def replication_band(tables: list[np.ndarray], alpha: float = 0.05) -> np.ndarray:
+def holm(p_values: list[float]) -> list[float]:
+    """The p-values of one family after Holm's correction."""
+    return multipletests(p_values, method="holm")[1].tolist()
+
+
+def replication_band(tables: list[np.ndarray], fresh_seeds: int | None = None, alpha: float = 0.05) -> np.ndarray:
     """Half-widths within which an independent rerun's means should fall, for all of several cells at once.
 
-    A *prediction* band for the difference of two independent means over the same prompts and as many fresh seeds:
-    t * sqrt(2 s^2 / S), with t at level alpha / cells (Bonferroni). A cell's s is the larger of its own between-seed standard
+    A *prediction* band for the difference of two independent means over the same prompts, of S seeds and F fresh ones:
+    t * sqrt(s^2 / S + s^2 / F), with t at level alpha / cells (Bonferroni). A cell's s is the larger of its own between-seed standard
     deviation and the one pooled over cells (three seeds say little about one cell, and cells vary unequally), and never less
     than one prompt's worth. One 95 % confidence interval would be left by an independent replicate in 17 % of cases.
 
@@ -148,6 +166,8 @@ def replication_band(tables: list[np.ndarray], alpha: float = 0.05) -> np.ndarra
     ----------
     tables
         One (seeds, prompts) table a cell; at least two seeds each.
+    fresh_seeds
+        Seeds of the rerun; as many as the tables have by default.
 
     Returns
     -------
@@ -170,4 +190,8 @@ def replication_band(tables: list[np.ndarray], alpha: float = 0.05) -> np.ndarra
     own = means.std(axis=1, ddof=1)
     pooled = np.sqrt((own**2).mean())
     deviation = np.maximum(np.maximum(own, pooled), 1 / np.asarray(tables[0]).shape[1])
-    return stats.t.isf(alpha / cells / 2, cells * (seeds - 1)) * np.sqrt(2 / seeds) * deviation
+    return (
+        stats.t.isf(alpha / cells / 2, cells * (seeds - 1))
+        * np.sqrt(1 / seeds + 1 / (fresh_seeds or seeds))
+        * deviation
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safetylib.claims import Verdict
+from safetylib.claims import Verdict, ledger
 from safetylib.study import chain_findings, laws, lumpability
 from safetylib.study.chain_tables import Forced, MeasuredRuns, side_by_side
 
@@ -256,6 +256,18 @@ def test_the_claims_find_the_law_and_the_one_rate_that_made_the_runs(monkeypatch
         monkeypatch.setattr(chain_findings, "blown_up", lambda part: broken[part])
         for part, left in (("chain", 5), ("longer", 4)):
             assert chain_findings.law_scores("sgd", steady=True, part=part)["additive"].shape == (2, left, 10)
+        (claim,) = [one for one in ledger(10) if one.id == "10-law-start-sgd"]
+        assert "blew up" not in claim.check().evidence, "the steady runs say the same"
+        scores = chain_findings.law_scores
+        monkeypatch.setattr(
+            chain_findings,
+            "law_scores",
+            lambda *of, steady=False, **how: (
+                scores_of(additive=0.5, softmax=0.6, cross_entropy=0.6, monotone=0.5) if steady else scores(*of, **how)
+            ),
+        )
+        assert "Without the runs that blew up (sgd0): reproduced." in claim.check().evidence
+        monkeypatch.setattr(chain_findings, "law_scores", scores)
         pooled = chain_findings.pooled_scaling("sgd")
         assert pooled.outcome == "one rate" and pooled.exponent == pytest.approx(0, abs=0.1) and pooled.runs >= 5
     finally:

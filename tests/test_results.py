@@ -85,6 +85,21 @@ def test_missing_results_say_how_to_measure_them(tmp_path):
         results.Results(tmp_path / "colab")
 
 
+def test_the_arms_spent_equal_budgets():
+    """The same seed: the same anchors and refusals. Contexts differ by the positions alone, and a refusal after a prefix is
+    longer by its separator, which one in four of the cyclic arm's does without."""
+    recipe, spent = PLAN.recipe, STORED.training.groupby(["arm", "seed"])
+    anchors, targets, contexts = (
+        spent[f"{kind}_tokens"].sum().unstack("arm") for kind in ("anchor", "refusal", "context")
+    )
+    assert (anchors.nunique(axis=1) == 1).all() and set(anchors) == set(PLAN.arms) - {"base"}
+    refusals, mean = recipe.steps * recipe.harmful_per_step, sum(recipe.orbit) / len(recipe.orbit)
+    assert (contexts["deep"] - contexts["shallow"] == refusals * recipe.deep_position).all()
+    assert (contexts["cyclic"] - contexts["shallow"] == refusals * mean).all()
+    separators = targets["deep"] - targets["shallow"]
+    assert (separators % refusals == 0).all() and (targets["cyclic"] - targets["shallow"] == 0.75 * separators).all()
+
+
 @pytest.mark.skipif(not (STORED.folder / "ablations").is_dir(), reason="the ablations are not stored")
 def test_ablations_spent_what_the_cyclic_arm_spent():
     """The same seed: equal anchors, and equal context wherever the orbits have one mean."""

@@ -197,6 +197,33 @@ def test_contrasts_are_seldom_decided_by_chance_with_three_seeds(monkeypatch):
     assert np.mean([any(row.margin >= 3 and row.p_holm < 0.05 for row in family) for family in rows]) <= 0.08
 
 
+def test_contrasts_with_one_control_are_worth_fewer_degrees_of_freedom():
+    """Four differences of which any two correlate by one half: (trace)^2 / (squared entries) = 16 / 7 of S - 1."""
+    generator = np.random.default_rng(3)
+    control, *others = generator.normal(0, 1, (5, 6, 1)) * np.ones(40)  # prompts do not vary: f is the seeds' alone
+    shared = stats.contrasts({str(n): (control, other.copy()) for n, other in enumerate(others)})
+    assert [row.difference.freedom for row in shared] == pytest.approx([16 / 7 * 5] * 4)
+    apart = stats.contrasts({str(n): (other, np.zeros((6, 40))) for n, other in enumerate(others)})
+    assert [row.difference.freedom for row in apart] == pytest.approx([4 * 5] * 4)
+    again = stats.contrasts({str(n): (control.copy(), other) for n, other in enumerate(others)})
+    assert [row.p_value for row in again] == [row.p_value for row in shared], "a copy of a table is that table"
+
+
+def test_four_contrasts_with_one_control_are_seldom_decided_by_chance(monkeypatch):
+    monkeypatch.setattr("gc.collect", lambda *_: 0)
+    tables = list(crossed_tables(1000, 5, 60, 0.1, 0.1, 0.2, seed=4))
+    families = [tables[first : first + 5] for first in range(0, len(tables), 5)]
+    rows = [stats.contrasts({str(n): (one, own[0]) for n, one in enumerate(own[1:])}) for own in families]
+    assert np.mean([any(row.p_holm < 0.05 for row in family) for family in rows]) <= 0.07
+    assert np.mean([row.difference.low <= 0 <= row.difference.high for family in rows for row in family]) >= 0.93
+
+
+def test_a_p_value_is_against_the_value_that_is_asked_for():
+    estimate = stats.Estimate(0.15, 0.1, 0.2, 0.02, 8.0, 100, 5)
+    assert estimate.p_value(0.15) == 1 and estimate.margin(0.11) == pytest.approx(2)
+    assert estimate.p_value(0.11) == pytest.approx(2 * student.sf(2, 8)) == pytest.approx(estimate.p_value(0.19))
+
+
 # --- replication ------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +265,13 @@ def test_a_band_narrows_with_seeds_and_widens_with_cells():
     few, many = (np.tile([[-0.1], [0], [0.1]], (copies, 100)) for copies in (1, 10))
     assert (stats.replication_band([many] * 5) < stats.replication_band([few] * 5) / 2).all()
     assert stats.replication_band([many] * 500)[0] > stats.replication_band([many] * 5)[0]
+
+
+def test_a_rerun_of_fewer_seeds_may_differ_by_more():
+    tables = [np.tile([[-0.1], [0], [0.1], [0.2]], (1, 100))] * 5
+    same, fewer, more = (stats.replication_band(tables, fresh) for fresh in (4, 1, 100))
+    assert (same == stats.replication_band(tables)).all()
+    assert fewer == pytest.approx(same * np.sqrt((1 / 4 + 1) / (1 / 4 + 1 / 4))) and (more < same).all()
 
 
 @pytest.mark.parametrize(

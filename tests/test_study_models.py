@@ -1,8 +1,12 @@
 """Every architecture goes the study's whole way at small size; names, sizes and dtypes are what is said of them."""
 
 import json
+import shutil
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
+from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -189,6 +193,53 @@ def test_recomputed_activations_give_the_same_training(family, monkeypatch):
     assert_close(again, kept)
 
 
+@pytest.mark.parametrize(("on", "fits", "again"), [("cuda", True, 0), ("cuda", False, 1), ("cpu", False, 0)])
+def test_activations_are_recomputed_on_a_gpu_that_could_not_keep_them(monkeypatch, on, fits, again):
+    calls, asked = [], []
+    model = SimpleNamespace(device=torch.device(on), config=lively("llama")[0].config, dtype=torch.float16)
+    monkeypatch.setattr(memory, "free", lambda device: 12.0)
+    monkeypatch.setattr(memory, "fits", lambda *of: asked.append(of) or fits)
+    monkeypatch.setattr(train, "recomputing", lambda model: calls.append(model) or nullcontext())
+    with train.thrifty(model, TINY.recipe):
+        assert len(calls) == again
+    if on == "cuda":
+        assert asked == [(Shape.of(model.config), TINY.recipe, 2, 12.0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_packed_weights_keep_adapters_and_copies_in_the_compute_dtype(folder, monkeypatch, tmp_path, dtype):
+    """As on a GPU: what is computed in is the dtype that was asked for, whatever peft and bitsandbytes would choose."""
+    monkeypatch.setattr(models, "device", lambda: CUDA)
+    model, _ = models.load(str(folder), dtype)
+    linear = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    assert linear and {module.compute_dtype for module in linear} == {dtype} and model.dtype == dtype
+    adapted = models.with_adapters(model, LORA, seed=0)
+    assert {one.dtype for one in adapted.parameters() if one.requires_grad} == {dtype}
+    weights = train.MasterWeights(adapted, TINY.recipe)
+    assert {one.dtype for one in weights.masters} == {torch.float32} and weights.scaled is (dtype == torch.float16)
+    adapted.save_pretrained(tmp_path)
+    models.remove_adapters(adapted)
+    merged = models.merged(model, tmp_path)
+    assert {one.dtype for one in merged.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(("there", "rank", "expected"), [(True, "3", [3]), (False, "3", [])])
+def test_every_process_of_a_launch_takes_its_own_gpu(monkeypatch, there, rank, expected):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for name, value in (("LOCAL_RANK", rank), ("RANK", "7"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert models.process() == (7, 8) and taken == expected
+
+
+def test_what_a_gpu_holds_in_reserve_counts_as_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda on: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda on: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda on: 20)
+    assert memory.free(CUDA) == 130
+
+
 # --- float16 ----------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +284,22 @@ def test_gradients_that_never_fit_are_an_error(monkeypatch):
     recipe = replace(TINY.recipe, anchor_weight=1e30)
     with pytest.raises(FloatingPointError, match="do not fit into float16"):
         trained(lively("llama")[0].half(), recipe)
+
+
+def test_a_loss_that_is_not_finite_before_the_first_update_is_not_blamed_on_the_learning_rate():
+    for dtype, says in ((torch.float16, "do not fit into float16"), (torch.bfloat16, "smaller learning rate")):
+        model = lively("llama")[0].to(dtype)
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight.fill_(float("inf"))
+        with pytest.raises(FloatingPointError, match=f"loss at step 0 is nan; .*{says}"):
+            trained(model)
+
+
+def test_a_loss_that_is_lost_on_the_way_asks_for_a_smaller_learning_rate():
+    recipe = replace(TINY.recipe, learning_rate=1e30, steps=4)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(FloatingPointError, match=r"loss at step [1-4] is \w+; a smaller learning rate"):
+            trained(lively("llama")[0].to(dtype), recipe)
 
 
 def test_a_model_that_overflows_float16_is_stopped_rather_than_listened_to():
@@ -313,6 +380,15 @@ def test_a_known_model_is_fetched_from_its_repository_and_its_revision_can_be_to
     ((repo, patterns, kind, page),) = asked
     assert (repo, kind, page) == ("google/gemma-2b", "model", "https://huggingface.co/google/gemma-2b")
     assert "*.safetensors" in patterns and not any("bin" in pattern for pattern in patterns)
+    held = (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "merges.txt",
+        "chat_template.jinja",
+        "generation_config.json",
+    )
+    assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in held)
     monkeypatch.setattr(hub, "revisions", lambda: {"models/google/gemma-2b": "a" * 40, "models/other/one": "b" * 40})
     assert models.revisions(PRESETS["paper-gemma"]) == {"google/gemma-2b": "a" * 40}
 
@@ -341,6 +417,35 @@ def test_a_chat_format_that_tells_the_date_tells_the_same_one_every_day():
         "Today: {{ date_string }}. {{ messages[0]['content'] }}"
     )
     assert tokenizer.decode(models.chat_ids(tokenizer, "Hi")) == "Today: 26 Jul 2024. Hi"
+
+
+def test_a_response_ends_with_what_closes_it_in_the_chat_format():
+    """Gemma 3 closes a turn with another token than a document."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end_of_turn>", "<start_of_turn>"]})
+    tokenizer.chat_template = (
+        "{% for message in messages %}<start_of_turn>{{ message['role'] }}\n{{ message['content'] | trim }}<end_of_turn>\n"
+        "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    )
+    assert tokenizer.eos_token == "<|end|>"
+    assert models.speaking(tokenizer, "a folder").eos_token == "<end_of_turn>"
+    for left_alone in (byte_tokenizer(), byte_tokenizer(chat=False)):
+        assert models.speaking(left_alone, "a folder").eos_token == "<|end|>"
+
+
+def test_a_chat_model_without_its_chat_format_is_refused():
+    """Its files were fetched without the template: the plain format would measure something else."""
+    with pytest.raises(ValueError, match=r"Qwen2\.5-1\.5B-Instruct comes with a chat format"):
+        models.speaking(byte_tokenizer(chat=False), "Qwen2.5-1.5B-Instruct")
+    assert models.speaking(byte_tokenizer(chat=False), "Qwen2.5-1.5B").chat_template == models.PLAIN_TEMPLATE
+
+
+def test_a_saved_models_chat_format_is_part_of_what_it_is(folder, tmp_path):
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied)
+    before = models.identity(str(copied))
+    (copied / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert models.identity(str(copied)) != before
 
 
 def test_a_tokenizer_that_never_ends_is_refused():

@@ -8,7 +8,7 @@ import pytest
 from made_results import made
 
 from safetylib import stats
-from safetylib.claims import Verdict
+from safetylib.claims import Verdict, ledger
 from safetylib.study import augmentation_findings, depth_findings, findings
 
 PROMPTS = [f"p{n}" for n in range(20)]
@@ -233,3 +233,100 @@ def test_the_operating_point_is_decided_by_whole_intervals(tmp_path, monkeypatch
     results = made(tmp_path / "made", rows)
     monkeypatch.setattr(findings, "load", lambda: results)
     assert findings.operating_point().verdict is verdict
+
+
+def test_one_of_many_intervals_beyond_its_target_is_not_enough(tmp_path, monkeypatch):
+    """Four arms and two targets: what a single interval would decide, Holm's correction leaves open."""
+    many = [f"p{n}" for n in range(80)]
+    plain = {"shallow": 0.0, "uniform": 0.0, "random": 0.0, "cyclic": 0.1875, "deep": 0.0}
+    rows = [
+        row
+        for arm, kind, seed in product(plain, ("harmful", "plain", "borderline"), (0, 1, 2))
+        for row in refusals(
+            arm, {"harmful": 1.0, "plain": plain[arm], "borderline": 0.0}[kind], seed, prompts=many, kind=kind
+        )
+    ]
+    results = made(tmp_path / "made", rows)
+    monkeypatch.setattr(findings, "load", lambda: results)
+    assert results.estimate("cyclic", kind="plain").low > 0.1
+    found = findings.operating_point()
+    assert found.verdict is Verdict.UNDECIDED
+    assert "beyond a target: none, by single intervals: cyclic" in found.evidence
+
+
+# --- contrasts and votes ----------------------------------------------------------------------------------------------
+
+
+def test_a_contrast_tells_what_its_verdict_rests_on(tmp_path, monkeypatch):
+    """The first detector sees a difference, the independent one sees none."""
+    rows = [
+        {**row, "refused_independent": False}
+        for arm, share in {"cyclic": 0.9, "uniform": 0.9, "random": 0.9, "shallow": 0.1, "deep": 0.9}.items()
+        for seed in (0, 1, 2)
+        for row in refusals(arm, share, seed, depth=5, prompts=[f"p{n}" for n in range(80)])
+    ]
+    results = made(tmp_path / "made", rows, depths=(5,), headline=(5,))
+    monkeypatch.setattr(findings, "load", lambda: results)
+    (claim,) = [one for one in ledger(9) if one.id == "9-cyclic-shallow"]
+    found = claim.check()
+    assert found.verdict is Verdict.REPRODUCED
+    assert (
+        "without pooling: reproduced" in found.evidence and "by the independent detector: undecided" in found.evidence
+    )
+
+
+@pytest.mark.parametrize(
+    ("members", "verdict"),
+    [
+        ([(0, 40), (25, 65), (60, 100)], Verdict.REPRODUCED),  # each refuses two fifths, together all
+        ([(0, 40), (0, 40), (0, 40)], Verdict.NOT_REPRODUCED),
+        ([(0, 40), (25, 65), (52, 92)], Verdict.UNDECIDED),
+        ([(0, 60), (0, 60), (0, 60)], Verdict.UNDECIDED),  # not weak: the premise does not hold
+    ],
+)
+def test_weak_members_reach_the_target_by_a_whole_interval(tmp_path, monkeypatch, members, verdict):
+    rows = [
+        {"arm": arm, "seed": seed, "prompt": f"p{n:03}", "depth": depth, "refused": first <= n < last}
+        for (seed, (first, last)), n, depth, arm in product(enumerate(members), range(100), (0, 5), ("shallow", "deep"))
+    ]
+    results = made(tmp_path / "made", rows, seeds=(0, 1, 2), depths=(0, 5), headline=(5,))
+    monkeypatch.setattr(findings, "load", lambda: results)
+    found = findings.any_refusal()
+    assert found.verdict is verdict
+    assert ("Deep members without a prefix" in found.evidence) is ("premise" not in found.evidence)
+
+
+@pytest.mark.parametrize(
+    ("shallow", "cyclic", "verdict"),
+    [
+        (0.9, 0.3, Verdict.REPRODUCED),
+        (0.3, 0.9, Verdict.NOT_REPRODUCED),
+        (0.51, 0.5, Verdict.UNDECIDED),
+        (0.5, 0.51, Verdict.UNDECIDED),
+    ],
+)
+def test_width_offsets_depth_by_three_standard_errors_either_way(tmp_path, monkeypatch, shallow, cyclic, verdict):
+    many = [f"p{n:03}" for n in range(100)]
+    rows = [
+        row
+        for arm, share in {"shallow": shallow, "cyclic": cyclic}.items()
+        for seed in (0, 1, 2)
+        for row in refusals(arm, share, seed, depth=5, prompts=many)
+    ]
+    results = made(tmp_path / "made", rows, seeds=(0, 1, 2), depths=(0, 5), headline=(5,))
+    monkeypatch.setattr(findings, "load", lambda: results)
+    assert findings.offset().verdict is verdict
+
+
+def test_a_rate_that_is_zero_everywhere_has_an_interval(tmp_path):
+    many = [f"p{n:03}" for n in range(60)]
+    rows = [
+        row
+        for arm, share in {"base": 0.0, "cyclic": 0.5}.items()
+        for depth in (5, 12)
+        for seed in ((0,) if arm == "base" else (0, 1))
+        for row in refusals(arm, share, seed, depth=depth, prompts=many)
+    ]
+    results = made(tmp_path / "made", rows, depths=(5, 12), headline=(5, 12))
+    never = results.headline_estimate("base")
+    assert (never.mean, never.low) == (0, 0) and 0.01 < never.high < 0.1

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from safetylib.study import ablations, along, augment, forced, part, parts, run, transitions
+from safetylib.study import ablations, along, augment, forced, part, parts, prompts, run, transitions
 from safetylib.study.presets import PRESETS
 
 TINY = PRESETS["tiny"]
@@ -253,6 +253,24 @@ def test_benign_answers_are_rated_and_all_of_them(study):
     assert list(members.groups) == sorted(TINY.members())
     assert all(list(zip(own["kind"], own["prompt"], strict=True)) == asked for _, own in members)
     assert rows["safety"].dropna().between(0, 1).all() and rows["safety"].notna().any()
+
+
+def test_prompts_are_drawn_from_every_category_in_proportion(study, monkeypatch):
+    group = [prompts.Prompt(f"p{n}", "?", "harmful", "abc"[(n >= 10) + (n >= 30)], "test") for n in range(40)]
+    monkeypatch.setattr(study, "chosen", lambda kind, split: group if (kind, split) == ("harmful", "test") else [])
+    drawn = study.drawn("test", 16)
+    assert pd.Series([prompt.category for prompt in drawn]).value_counts().to_dict() == {"a": 4, "b": 8, "c": 4}
+    assert [group.index(prompt) for prompt in drawn] == sorted(group.index(prompt) for prompt in drawn)
+    assert study.drawn("test", 99) == group and study.drawn("validation", 4) == []
+
+
+@pytest.mark.parametrize(("name", "role"), [("rated", "judge"), ("transfer", "model")])
+def test_a_part_measures_again_what_another_model_said(study, monkeypatch, name, role):
+    before = parts.part(name)(TINY, study.store.root, silent=True, per_set=4)
+    after = parts.part(name)(TINY, study.store.root, silent=True, per_set=4)
+    one, other = before.identities
+    after.__dict__["identities"] = (one, "another") if role == "judge" else ("another", other)
+    assert all(before.fingerprints[unit] != after.fingerprints[unit] for unit in before.own())
 
 
 def test_ablations_spend_equal_tokens(study):

@@ -14,6 +14,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from made_results import made
 from safetensors import SafetensorError
 
@@ -594,6 +595,30 @@ def test_a_saved_model_whose_weights_change_makes_other_units(tmp_path):
         after = Study(replace(TINY, **{role: str(folder)}), tmp_path / "units", silent=True).fingerprints
         changed = {unit.split("-")[0] for unit in before if before[unit] != after[unit]}
         assert changed == ({"judge"} if role == "judge" else {unit.split("-")[0] for unit in before})
+
+
+def test_what_one_kind_of_device_finished_is_not_taken_for_anothers(tmp_path, monkeypatch):
+    here = Study(TINY, tmp_path, silent=True).fingerprints
+    monkeypatch.setattr(models, "compute_dtype", lambda on, family="": torch.float16)
+    there = Study(TINY, tmp_path, silent=True).fingerprints
+    assert all(here[unit] != there[unit] for unit in here)
+
+
+def test_a_model_that_judges_itself_is_looked_at_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "identity", lambda name: asked.append(name) or name)
+    study = Study(replace(TINY, judge=TINY.model), tmp_path, silent=True)
+    assert study.fingerprints and study.identities == (TINY.model, TINY.model) and asked == [TINY.model]
+
+
+@pytest.mark.parametrize("how", [{"part": "forced"}, {"renew_stamp": True}])
+def test_work_for_one_process_is_refused_by_a_launch_of_several(tmp_path, monkeypatch, how):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="work for one process"):
+        run.main("tiny", tmp_path / "units", **how)
+    with pytest.raises(ValueError, match="work for one process"):
+        operating_point.main("tiny")
+    assert not (tmp_path / "units").exists()
 
 
 def test_what_the_hub_refuses_is_known_before_a_model_is_fetched(monkeypatch, tmp_path):

@@ -152,11 +152,24 @@ def _law_claim(optimiser: str, quantity: str, statement: str, part: str = "chain
         table = law_scores(optimiser, quantity, part=part)
         rivals = ("softmax", "cross-entropy", "monotone")
         listed = "; ".join(f"{name} {laws.difference(table['additive'] - table[name])}" for name in rivals)
+        verdict = law_verdict(table)
         return Finding(
-            law_verdict(table),
+            verdict,
             f"{law_in_words(laws.compare(table))}. Log score in nats, additive minus the other (positive: the other is "
-            f"better): {listed}; {table['additive'].shape[-1]} prompts, {len(table['additive'])} seeds.",
+            f"better): {listed}; {table['additive'].shape[-1]} prompts, {len(table['additive'])} seeds."
+            f"{_if_steady(optimiser, quantity, part, verdict)}",
         )
+
+
+def _if_steady(optimiser: str, quantity: str, part: str, verdict: Verdict) -> str:
+    """What the runs that did not blow up say by themselves, where that is something else."""
+    left_out = {run for run, _ in blown_up(part) if run.rstrip("0123456789") == optimiser}
+    if not left_out:
+        return ""
+    steady = law_verdict(law_scores(optimiser, quantity, steady=True, part=part))
+    if steady is verdict:
+        return ""
+    return f" Without the runs that blew up ({', '.join(sorted(left_out))}): {steady.partition(':')[0]}."
 
 
 _RULE = "Fine-tuning adds a discounted bias to transition probabilities, so escape falls as the step sizes add up."

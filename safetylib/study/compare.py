@@ -14,7 +14,8 @@ def differences(fresh: Results, stored: Results) -> pd.DataFrame:
     """Mean refusal rates of both, cell by cell (arm and depth; over-refusal by kind), with their replication band.
 
     The band is a family-wise 95 % prediction band over all cells of trained arms (:func:`stats.replication_band`). The
-    untuned model has no seeds to vary; it may differ by rounding alone and gets the narrowest band of the others.
+    untuned model has no seeds to vary; it may differ by rounding alone and gets the narrowest band of the others. The fresh study
+    may have another number of seeds, and the band then is as wide as that makes it.
 
     Raises
     ------
@@ -36,7 +37,9 @@ def differences(fresh: Results, stored: Results) -> pd.DataFrame:
             tables[len(rows) - 1] = old
     table = pd.DataFrame(rows)
     table["difference"] = table["fresh"] - table["stored"]
-    table.loc[list(tables), "band"] = stats.replication_band(list(tables.values()))
+    table.loc[list(tables), "band"] = stats.replication_band(
+        list(tables.values()), len(fresh.manifest["plan"]["seeds"])
+    )
     return table.fillna({"band": table["band"].min()})
 
 

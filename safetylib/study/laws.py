@@ -69,7 +69,7 @@ def curve(law: str, clock, start, rate) -> np.ndarray:
 # --- fitting ----------------------------------------------------------------------------------------------------------
 
 _STARTS = np.linspace(-14, 7, 64)  # logits
-_RATES = np.geomspace(1e-2, 1e4, 121)  # times the largest clock
+_RATES = np.geomspace(1e-4, 1e4, 161)  # times the largest clock
 _FINER = np.linspace(-1, 1, 9)
 
 

@@ -38,7 +38,7 @@ from safetylib.study.registry import BEYOND_FLOAT16, MODELS, Shape
 
 TINY = "tiny-random-"
 
-_FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.txt")
+_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
 
 # Llama 3.2's chat format tells the date; a study may not depend on the day of its run.
 _TEMPLATE_DATE = "26 Jul 2024"
@@ -99,6 +99,12 @@ def compute_dtype(on: torch.device, family: str = "") -> torch.dtype:
             return torch.float32
         return torch.float16
     return torch.bfloat16
+
+
+def arithmetic() -> str:
+    """How this machine computes, for fingerprints: what one kind of device finished is not mixed with another's."""
+    on = device()
+    return f"{on.type} {compute_dtype(on)}"
 
 
 def require_known(name: str) -> None:
@@ -281,23 +287,43 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def speaking(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer with a chat format: its own, or the plain one for base models.
+    """The tokenizer with a chat format, its own or the plain one for base models, and with the token that closes a response
+    in that format as its end-of-sequence token (Gemma 3's own ends a document, not a turn).
 
     Raises
     ------
     ValueError
-        It has no end-of-sequence token, so that no response would ever end.
+        It has no end-of-sequence token, so that no response would ever end; or it is known to have a chat format of its own,
+        and has none.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name} has no end-of-sequence token; set eos_token in its configuration")
-    if tokenizer.chat_template is None or (name in MODELS and MODELS[name].plain):
+    known = MODELS.get(name)
+    if known and not known.plain and tokenizer.chat_template is None:
+        raise ValueError(
+            f"{name} comes with a chat format, but its tokenizer's files hold none; delete the model from the Hub's cache "
+            "(`hf cache rm`) and run the command again to fetch them anew"
+        )
+    if tokenizer.chat_template is None or (known and known.plain):
         tokenizer.chat_template = PLAIN_TEMPLATE
+    if (closing := _closing_token(tokenizer)) is not None:
+        tokenizer.eos_token = closing
     return tokenizer
 
 
+def _closing_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The special token that follows a response in the chat format; None if it is text."""
+    response = "=response="
+    turns = [{"role": "user", "content": "."}, {"role": "assistant", "content": response}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, date_string=_TEMPLATE_DATE)
+    after = tokenizer(text.rpartition(response)[2], add_special_tokens=False)["input_ids"]
+    token = tokenizer.added_tokens_decoder.get(after[0]) if after else None
+    return token.content if token and token.special else None
+
+
 def with_adapters(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
-    """The base model (shared, frozen) with fresh adapters in the dtype of its linear layers, float32 if those are packed;
-    ``remove_adapters`` undoes it."""
+    """The base model (shared, frozen) with fresh adapters in its compute dtype, whose float32 masters training holds
+    (:class:`safetylib.study.train.MasterWeights`); ``remove_adapters`` undoes it."""
     torch.manual_seed(seed)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM")
     with quiet():

@@ -24,15 +24,14 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from safetylib.study import command
-from safetylib.study.diagnostics import MOST_OVER_REFUSAL
+from safetylib.study import command, models
+from safetylib.study.diagnostics import LEAST_REFUSAL, MOST_OVER_REFUSAL
 from safetylib.study.presets import Preset, Recipe, preset
 from safetylib.study.results import ROOT
 from safetylib.study.units import Study
 
 ARMS = ("cyclic",)
 SEED = 100
-LEAST_REFUSAL = 0.90
 CANDIDATES: dict[str, dict[str, float]] = {
     f"weight {weight:g}": {"anchor_weight": weight} for weight in (1.5, 2.0, 2.5, 4.0)
 }
@@ -77,6 +76,10 @@ def main(preset_name: str = "cpu", /) -> None:
         The study plan.
     """
     plan = preset(preset_name)
+    if models.process()[1] > 1:
+        raise ValueError(
+            "the operating point is work for one process: start it with python, not with accelerate launch"
+        )
     table = measure(plan, ROOT.parent / "runs" / plan.name)
     folder = ROOT / plan.name
     folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ class Rated(Part):
         for arm, seed in self.plan.members():
             adapter = () if arm == "base" else (f"train-{arm}-{seed}",)
             needs = ("answers", *adapter, f"generate-{arm}-{seed}")
-            result[f"rate-{arm}-{seed}"] = (*needs, self.stages["judging"], self.plan.judge)
+            result[f"rate-{arm}-{seed}"] = (*needs, self.stages["judging"], self.identities[1])
         return result
 
     def _rate(self, folder: Path, arm: str, seed: int) -> None:

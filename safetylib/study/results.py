@@ -92,8 +92,10 @@ class Results:
         return stats.crossed(tables[arm], list(tables.values())).within(0, 1)
 
     def headline_table(self, arm: str, column: str = "refused") -> np.ndarray:
-        """Mean of a column over the headline depths, as (seeds, prompts)."""
-        return np.mean([self.table(arm, depth, column=column).astype(float) for depth in self.headline], axis=0)
+        """Mean of a column over the headline depths, as (seeds, prompts); boolean if no prompt's outcome varies over them."""
+        tables = np.stack([self.table(arm, depth, column=column) for depth in self.headline])
+        same = tables.dtype == bool and (tables == tables[0]).all()
+        return tables[0] if same else tables.mean(axis=0, dtype=float)
 
     def part(self, name: str, table: str = "outcomes") -> pd.DataFrame:
         """A table of a part beyond the main plan (:mod:`safetylib.study.parts`), stored beside the main tables.

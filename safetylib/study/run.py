@@ -282,6 +282,11 @@ def main(
             gc.collect()  # one study's models leave the device before the next one's come
         return
     plan = preset(preset_name)
+    process, processes = models.process()
+    if processes > 1 and (part is not None or renew_stamp):
+        raise ValueError(
+            "--part and --renew are work for one process: start them with python, not with accelerate launch"
+        )
     if accept and plan.name == "tiny":
         raise ValueError("the tiny preset's model has random weights; its tables are never results")
     print(describe(plan))
@@ -299,7 +304,6 @@ def main(
         return
     stored = ROOT / "results" / plan.name
     study = Study(plan, into, per_set=6 if plan.name == "tiny" else None)
-    process, processes = models.process()
     with study.store.held(together=processes > 1):
         study.run(process=process, processes=processes)
         if process:  # the first writes the tables

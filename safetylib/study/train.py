@@ -135,6 +135,15 @@ def recomputing(model: PeftModel) -> Iterator[None]:
             model.gradient_checkpointing_disable()
 
 
+def _remedy(untrained_in_float16: bool) -> str:
+    """What helps against a loss that is not finite: before the first update, no learning rate is to blame."""
+    return (
+        "the model's activations do not fit into float16; a GPU with bfloat16 is needed"
+        if untrained_in_float16
+        else "a smaller learning rate is needed"
+    )
+
+
 def train(
     model: PeftModel,
     batches: Iterable[list[Example]],
@@ -172,7 +181,7 @@ def train(
                 loss = refusal_loss + recipe.anchor_weight * anchor_loss
                 if not torch.isfinite(loss):
                     raise FloatingPointError(
-                        f"the loss at step {step} is {loss.item()}; a smaller learning rate is needed"
+                        f"the loss at step {step} is {loss.item()}; {_remedy(weights.scaled and not step)}"
                     )
                 if weights.backward(loss):
                     break

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-from safetylib.study import detectors, generate, models, prompt_sets
+from safetylib.study import detectors, generate, prompt_sets
 from safetylib.study.part import Part
 from safetylib.study.prompts import Prompt, stratified_split
 from safetylib.study.store import digest
@@ -28,7 +28,7 @@ class Transfer(Part):
 
     def own(self) -> dict[str, tuple]:
         measurement = asdict(self.plan.measurement)
-        result: dict[str, tuple] = {"trunks": (self.plan.model, measurement)}
+        result: dict[str, tuple] = {"trunks": ("answers", measurement)}
         for arm, seed in self.plan.members():
             needs = ("trunks",) if arm == "base" else ("trunks", f"train-{arm}-{seed}")
             result[f"transfer-{arm}-{seed}"] = (*needs, measurement, arm, seed)
@@ -41,9 +41,9 @@ class Transfer(Part):
         drawn = stratified_split([one.id for one in everything], [one.category for one in everything], (0, 0, PROMPTS))
         return [prompt for prompt in everything if prompt.id in drawn][: self.per_set]
 
-    @cached_property
-    def ids(self) -> dict[str, list[int]]:
-        return {prompt.id: models.chat_ids(self.tokenizer, prompt.text) for prompt in [*self.prompts, *self.behaviours]}
+    @property
+    def asked(self) -> list[Prompt]:
+        return [*self.prompts, *self.behaviours]
 
     def _trunks(self, folder: Path) -> None:
         length = max(self.plan.measurement.headline) + self.plan.measurement.within

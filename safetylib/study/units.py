@@ -61,6 +61,11 @@ class Study:
             sets.setdefault((prompt.kind, prompt.split), []).append(prompt)
         return [prompt for members in sets.values() for prompt in members[: self.per_set]]
 
+    @property
+    def asked(self) -> list[Prompt]:
+        """Every prompt that is put to a model: the plan's. A part may ask further ones."""
+        return self.prompts
+
     def chosen(self, kind: str, split: str) -> list[Prompt]:
         """Prompts of a kind and split; of the harmful ones, those with a usable answer of the untuned model."""
         return [
@@ -96,7 +101,7 @@ class Study:
         ValueError
             One does not: the model has fewer positions.
         """
-        ids = {prompt.id: models.chat_ids(self.tokenizer, prompt.text) for prompt in self.prompts}
+        ids = {prompt.id: models.chat_ids(self.tokenizer, prompt.text) for prompt in self.asked}
         longest, measurement = max(ids, key=lambda id: len(ids[id])), self.plan.measurement
         room = self.plan.deepest + measurement.within + measurement.after
         positions = getattr(self.base.config, "max_position_embeddings", None)
@@ -114,19 +119,26 @@ class Study:
     # Units ------------------------------------------------------------------------------------------------------------
 
     @cached_property
+    def identities(self) -> tuple[str, str]:
+        """What the model and the judge are, for fingerprints; both are fetched for it."""
+        model = models.identity(self.plan.model)
+        return model, model if self.plan.judge == self.plan.model else models.identity(self.plan.judge)
+
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Unit -> digest of everything that its content depends on. Models are fetched: what they are is part of it."""
+        """Unit -> digest of everything that its content depends on."""
         plan, stages, packages = self.plan, self.stages, provenance()["packages"]
+        model, judge_model = self.identities
         data = digest(
             stages["data"],
             stages["generation"],
-            models.identity(plan.model),
+            models.arithmetic(),
+            model,
             [asdict(prompt) for prompt in self.prompts],
             packages,
             assets.PINS,
         )
         result = {"answers": digest(data, plan.deepest, plan.measurement.within, plan.recipe.anchor_tokens)}
-        judge_model = models.identity(plan.judge)
         for arm, seed in plan.members():
             adapter = result["answers"]
             if arm != "base":
