@@ -1,7 +1,8 @@
 """Three ways in which fine-tuning towards refusal fails, looked for in a study's tables and said in words.
 
 The summary of the paper names them as failure signatures: over-alignment (benign requests are refused), correlated failures
-(an ensemble's members fail on the same prompts), non-convergence (training stops before refusal has settled). Each has a
+(an ensemble's members fail on the same prompts), non-convergence (the learning rate stays below the threshold; what is looked for is its
+trace, a loss that still falls when training stops). Each has a
 threshold here, so that a run shows its signatures by itself. A warning is no verdict: it says where to look. No torch here.
 """
 
