@@ -80,7 +80,9 @@ def five_adapters(count: int = 16, tokens: int = 32) -> Comparison:
 
     same = sum(one == other for pair in zip(theirs(), ours(), strict=True) for one, other in zip(*pair, strict=True))
     print(f"{same / (5 * count):.0%} of the responses agree token by token")
-    return compare(f"responses of five adapters to {count} prompts", "peft, one adapter after another", theirs, ours, repeats=2)
+    return compare(
+        f"responses of five adapters to {count} prompts", "peft, one adapter after another", theirs, ours, repeats=2
+    )
 
 
 if __name__ == "__main__":

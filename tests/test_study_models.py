@@ -429,7 +429,10 @@ def test_a_response_ends_with_what_closes_it_in_the_chat_format():
     )
     assert tokenizer.eos_token == "<|end|>"
     assert models.speaking(tokenizer, "a folder").eos_token == "<end_of_turn>"
-    for left_alone in (byte_tokenizer(), byte_tokenizer(chat=False)):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<bye>"])  # a word of its own, and no special token: it is text
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<bye>")
+    for left_alone in (tokenizer, byte_tokenizer(), byte_tokenizer(chat=False)):
         assert models.speaking(left_alone, "a folder").eos_token == "<|end|>"
 
 

@@ -255,15 +255,6 @@ def test_benign_answers_are_rated_and_all_of_them(study):
     assert rows["safety"].dropna().between(0, 1).all() and rows["safety"].notna().any()
 
 
-def test_prompts_are_drawn_from_every_category_in_proportion(study, monkeypatch):
-    group = [prompts.Prompt(f"p{n}", "?", "harmful", "abc"[(n >= 10) + (n >= 30)], "test") for n in range(40)]
-    monkeypatch.setattr(study, "chosen", lambda kind, split: group if (kind, split) == ("harmful", "test") else [])
-    drawn = study.drawn("test", 16)
-    assert pd.Series([prompt.category for prompt in drawn]).value_counts().to_dict() == {"a": 4, "b": 8, "c": 4}
-    assert [group.index(prompt) for prompt in drawn] == sorted(group.index(prompt) for prompt in drawn)
-    assert study.drawn("test", 99) == group and study.drawn("validation", 4) == []
-
-
 @pytest.mark.parametrize(("name", "role"), [("rated", "judge"), ("transfer", "model")])
 def test_a_part_measures_again_what_another_model_said(study, monkeypatch, name, role):
     before = parts.part(name)(TINY, study.store.root, silent=True, per_set=4)
@@ -271,6 +262,22 @@ def test_a_part_measures_again_what_another_model_said(study, monkeypatch, name,
     one, other = before.identities
     after.__dict__["identities"] = (one, "another") if role == "judge" else ("another", other)
     assert all(before.fingerprints[unit] != after.fingerprints[unit] for unit in before.own())
+
+
+def test_behaviours_whose_answer_refuses_or_ends_too_soon_are_not_asked(study, monkeypatch, tmp_path):
+    found = parts.part("transfer")(TINY, study.store.root, silent=True, per_set=4)
+    deepest = max(TINY.measurement.headline)
+    plain = found.tokenizer("x" * 99, add_special_tokens=False)["input_ids"]
+    refusal = found.tokenizer("I'm sorry, but I can't help with that.", add_special_tokens=False)["input_ids"]
+    trunks = {"long": plain, "just": plain[: deepest + 2], "short": plain[: deepest + 1], "refusal": refusal}
+    assert len(refusal) > deepest + 1
+    found.__dict__["behaviours"] = [prompts.Prompt(id, "?", "harmful", "c", "test") for id in trunks]
+    monkeypatch.setattr(found, "unit", lambda name: tmp_path)
+    (tmp_path / "trunks.json").write_text(json.dumps(trunks))
+    asked = []
+    monkeypatch.setattr(found, "observed", lambda model, depths, group, _: asked.extend(group) or [{"depth": 0}])
+    found._transfer(tmp_path, "base", 0)
+    assert [prompt.id for prompt in asked] == ["long", "just"]
 
 
 def test_ablations_spend_equal_tokens(study):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,6 +297,38 @@ def test_every_plan_is_told_with_models_licences_prompts_steps_memory_and_time(n
             assert "GiB" in told and "never measured by anybody; about" in told and "minutes" not in told
     if name == "cpu":
         assert re.search(r"time +about \d+ minutes on the machine of the stored results", told)
+
+
+def test_a_stamp_is_renewed_where_the_rows_are_the_stored_ones_or_the_old_codes_on_this_machine(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(run.results, "ROOT", tmp_path / "results")
+    monkeypatch.setattr(run, "Study", lambda plan, into, **_: Study(plan, into, True, 1))
+    plan, here = replace(TINY, name="made", arms=("base", "cyclic"), seeds=(0,)), tmp_path / "here"
+    study = Study(plan, here, True, 1)
+    study.run()
+    study.write_tables(tmp_path / "results" / "made")
+    run.renew(plan, here)
+    assert "carries the new stamp" in capsys.readouterr().out
+
+    stored = tmp_path / "results" / "made" / "outcomes.csv.gz"
+    table = pd.read_csv(stored)
+    table.assign(refused=~table["refused"]).to_csv(stored, index=False)  # as if another machine had rounded otherwise
+    with pytest.raises(StoreError, match="rows of cyclic, seed 0 differ from the stored ones"):
+        run.renew(plan, here)
+    with pytest.raises(StoreError, match="it holds it 0 times"):
+        run.renew(plan, here, here)  # what the present code measured proves nothing about it
+    old = tmp_path / "old" / "judge-cyclic-0-0123456789abcdef"
+    shutil.copytree(study.unit("judge-cyclic-0"), old)
+    run.renew(plan, here, old.parent)
+    assert "carries the new stamp" in capsys.readouterr().out
+    table = pd.read_csv(old / "outcomes.csv")
+    table.assign(refused=~table["refused"]).to_csv(old / "outcomes.csv", index=False)
+    with pytest.raises(StoreError, match="differ from those in"):
+        run.renew(plan, here, old.parent)
+    for how in ({}, {"renew_stamp": True, "part": "forced"}):
+        with pytest.raises(ValueError, match="--against belongs to --renew"):
+            run.main("tiny", against=old.parent, **how)
 
 
 def test_a_group_measures_its_members_one_after_another(monkeypatch, tmp_path):

@@ -42,7 +42,7 @@ class Forced(Part):
 
     def _forced(self, folder: Path, arm: str, seed: int) -> None:
         measurement = self.plan.measurement
-        group = self.drawn("test", PROMPTS)
+        group = self.chosen("harmful", "test")[:PROMPTS]
         deepest = max(measurement.depths) + measurement.within
         trunks = [self.answers[prompt.id][: deepest - 1] for prompt in group]
         found, missed = transitions.starting_probabilities(

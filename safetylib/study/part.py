@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from safetylib.study import detectors, generate
-from safetylib.study.prompts import Prompt, stratified_split
+from safetylib.study.prompts import Prompt
 from safetylib.study.store import code_without_prose, digest, provenance
 from safetylib.study.units import Study
 
@@ -76,13 +76,6 @@ class Part(Study):
             queue += [need for need in needs if need not in found]
             found.update(needs)
         return [name for name in self.fingerprints if name in found]
-
-    def drawn(self, split: str, size: int) -> list[Prompt]:
-        """So many usable harmful prompts of a split, each category in proportion; all of them where there are fewer."""
-        group = self.chosen("harmful", split)
-        categories, sizes = [prompt.category for prompt in group], (min(size, len(group)), 0, 0)
-        kept = stratified_split([prompt.id for prompt in group], categories, sizes)
-        return [prompt for prompt in group if prompt.id in kept]
 
     # What parts read off a model --------------------------------------------------------------------------------------
 
@@ -161,7 +154,7 @@ class Part(Study):
 
     def manifest(self) -> dict:
         main = super().manifest()
-        return {key: main[key] for key in ("preset", "plan", "assets", "revisions", "device", "stages")} | {
+        return {key: main[key] for key in ("preset", "plan", "assets", "stages")} | {
             "part": self.part,
             **provenance(),
             "stamp": self.stamp,

@@ -111,15 +111,17 @@ def _time(plan: Preset) -> str:
     return f"never measured by anybody; about {memory.operations(plan):.0e} floating-point operations"
 
 
-def renew(plan: Preset, into: Path) -> None:
+def renew(plan: Preset, into: Path, against: Path | None = None) -> None:
     """Measure one unit of every stage again; if the rows are the stored ones, give the results the code's new stamp.
 
-    Units that the present code has finished in ``into`` already are not repeated.
+    Units that the present code has finished in ``into`` already are not repeated. ``against`` names a folder into which the
+    code that measured the stored results has measured the same units on this machine: where it rounds otherwise than the one
+    of the stored results, its rows are what an innocent change must leave as they are.
 
     Raises
     ------
     StoreError
-        The rows differ: the study has to be measured again.
+        The rows differ: the study has to be measured again. Or ``against`` does not hold the units, or the present code's.
     """
     arm, seed = _RENEWED_MEMBER
     folder = results.ROOT / plan.name
@@ -130,15 +132,29 @@ def renew(plan: Preset, into: Path) -> None:
         study.run(["answers", *(f"{stage}-{arm}-{seed}" for stage in ("train", "generate", "judge"))])
         fresh = pd.read_csv(study.unit(f"judge-{arm}-{seed}") / "outcomes.csv")
     before = stored.outcomes.query("arm == @arm and seed == @seed").reset_index(drop=True)
+    of = "the stored ones"
+    if against is not None:
+        before, of = _measured_before(against, study.unit(f"judge-{arm}-{seed}")), f"those in {against}"
     different = len(before) if before.shape != fresh.shape else int((~compare.same_rows(before, fresh)).sum())
     if different:
         raise StoreError(
-            f"{different} of {len(before)} rows of {arm}, seed {seed} differ from the stored ones: the change alters results "
-            f"(or this machine rounds differently). Measure again: make reproduce PRESET={plan.name} ARGS=--accept"
+            f"{different} of {len(before)} rows of {arm}, seed {seed} differ from {of}: the change alters results "
+            f"(or this machine rounds differently: see --against). Measure again: make reproduce PRESET={plan.name} ARGS=--accept"
         )
     _restamp_parts(folder, stored.manifest["stages"])
     _write_manifest(folder, {"stages": stage_fingerprints()})
     print(f"All {len(before)} rows of {arm}, seed {seed} came out the same; results/{plan.name} carries the new stamp.")
+
+
+def _measured_before(folder: Path, unit: Path) -> pd.DataFrame:
+    """Outcomes of the same unit, measured by other code into a folder."""
+    name = unit.name.rpartition("-")[0]
+    found = [path for path in sorted(folder.glob(f"{name}-*/outcomes.csv")) if path.parent.name != unit.name]
+    if len(found) != 1:
+        raise StoreError(
+            f"{folder} should hold {name} once, measured by the code that the stored results carry; it holds it {len(found)} times."
+        )
+    return pd.read_csv(found[0])
 
 
 def renew_part(plan: Preset, name: str, into: Path) -> None:
@@ -257,6 +273,7 @@ def main(
     dry_run: bool = False,
     renew_stamp: Annotated[bool, tyro.conf.arg(name="renew")] = False,
     part: str | None = None,
+    against: Path | None = None,
 ) -> None:
     """Measure a preset's study (or a group's, one after another), resuming after an interruption, and compare it with the
     stored results.
@@ -275,10 +292,13 @@ def main(
         Measure one unit a stage again and, if nothing differs, give the stored results the new code's stamp.
     part
         Measure a part beyond the main plan instead: transfer, forced, along, ablations, chain, longer or rated.
+    against
+        With --renew, on a machine that rounds otherwise than that of the stored results: a folder into which the code before
+        the change has measured the same units here. The new code's rows are compared with those.
     """
     if preset_name in GROUPS:
         for name in GROUPS[preset_name]:
-            main(name, into and into / name, accept, dry_run, renew_stamp, part)
+            main(name, into and into / name, accept, dry_run, renew_stamp, part, against)
             gc.collect()  # one study's models leave the device before the next one's come
         return
     plan = preset(preset_name)
@@ -287,6 +307,8 @@ def main(
         raise ValueError(
             "--part and --renew are work for one process: start them with python, not with accelerate launch"
         )
+    if against is not None and (not renew_stamp or part is not None):
+        raise ValueError("--against belongs to --renew of the main study")
     if accept and plan.name == "tiny":
         raise ValueError("the tiny preset's model has random weights; its tables are never results")
     print(describe(plan))
@@ -300,7 +322,7 @@ def main(
     if dry_run:
         return
     if renew_stamp:
-        renew(plan, into)
+        renew(plan, into, against)
         return
     stored = ROOT / "results" / plan.name
     study = Study(plan, into, per_set=6 if plan.name == "tiny" else None)
