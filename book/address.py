@@ -68,7 +68,7 @@ def recorded(root: Path = ROOT) -> str:
 
 
 def colab_cell(address: Address) -> str:
-    """The first code cell of every notebook. The clone brings the stored results; pip upgrades nothing."""
+    """The first code cell of every notebook. The clone brings the stored results; pip upgrades what is too old for the library."""
     clone = f"git clone -q --depth 1 -b {address.branch} {address.url} /content/book"
     return (
         "import sys\n\n"

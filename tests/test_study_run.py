@@ -316,10 +316,14 @@ def test_a_stamp_is_renewed_where_the_rows_are_the_stored_ones_or_the_old_codes_
     table.assign(refused=~table["refused"]).to_csv(stored, index=False)  # as if another machine had rounded otherwise
     with pytest.raises(StoreError, match="rows of cyclic, seed 0 differ from the stored ones"):
         run.renew(plan, here)
-    with pytest.raises(StoreError, match="it holds it 0 times"):
-        run.renew(plan, here, here)  # what the present code measured proves nothing about it
     old = tmp_path / "old" / "judge-cyclic-0-0123456789abcdef"
     shutil.copytree(study.unit("judge-cyclic-0"), old)
+    manifest = tmp_path / "results" / "made" / "manifest.json"
+    told = manifest.read_text()
+    manifest.write_text(told.replace(study.stages["training"], "the code before"))
+    with pytest.raises(StoreError, match="holds no judge-cyclic-0 measured by the code that the stored results carry"):
+        run.renew(plan, here, old.parent)  # what other code measured, the present one's included, proves nothing
+    manifest.write_text(told)
     run.renew(plan, here, old.parent)
     assert "carries the new stamp" in capsys.readouterr().out
     table = pd.read_csv(old / "outcomes.csv")
@@ -527,6 +531,14 @@ def test_a_shifted_copy_lies_outside_the_band_once_the_shift_is_large(tmp_path, 
     text = compare.report(fresh.folder, stored.folder)
     assert text.startswith("Agrees" if agrees else "DIFFERS")
     assert ("cyclic   depth  5: stored 0.525" in text) is not agrees
+
+
+def test_a_fresh_study_of_one_seed_has_a_wider_band(tmp_path):
+    stored = table(tmp_path / "stored")
+    one = table(tmp_path / "fresh", seeds=(0,))
+    one.__dict__["outcomes"] = one.outcomes.query("seed == 0")
+    same, fewer = (compare.differences(fresh, stored)["band"] for fresh in (stored, one))
+    assert fewer.to_numpy() == pytest.approx(same.to_numpy() * ((1 / 3 + 1) / (1 / 3 + 1 / 3)) ** 0.5)
 
 
 def test_tables_of_another_plan_are_not_compared(tmp_path):

@@ -164,7 +164,7 @@ def _law_claim(optimiser: str, quantity: str, statement: str, part: str = "chain
 
 def _if_steady(optimiser: str, quantity: str, part: str, verdict: Verdict) -> str:
     """What the runs that did not blow up say by themselves, where that is something else."""
-    left_out = {run for run, _ in blown_up(part) if run.rstrip("0123456789") == optimiser}
+    left_out = {run for run, _ in blown_up(part) if runs(part).runs["optimiser"][run] == optimiser}
     if not left_out:
         return ""
     steady = law_verdict(law_scores(optimiser, quantity, steady=True, part=part))

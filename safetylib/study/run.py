@@ -121,7 +121,7 @@ def renew(plan: Preset, into: Path, against: Path | None = None) -> None:
     Raises
     ------
     StoreError
-        The rows differ: the study has to be measured again. Or ``against`` does not hold the units, or the present code's.
+        The rows differ: the study has to be measured again. Or ``against`` holds no unit measured by the stored results' code.
     """
     arm, seed = _RENEWED_MEMBER
     folder = results.ROOT / plan.name
@@ -134,7 +134,7 @@ def renew(plan: Preset, into: Path, against: Path | None = None) -> None:
     before = stored.outcomes.query("arm == @arm and seed == @seed").reset_index(drop=True)
     of = "the stored ones"
     if against is not None:
-        before, of = _measured_before(against, study.unit(f"judge-{arm}-{seed}")), f"those in {against}"
+        before, of = _measured_by(stored.manifest["stages"], against, f"judge-{arm}-{seed}"), f"those in {against}"
     different = len(before) if before.shape != fresh.shape else int((~compare.same_rows(before, fresh)).sum())
     if different:
         raise StoreError(
@@ -146,15 +146,15 @@ def renew(plan: Preset, into: Path, against: Path | None = None) -> None:
     print(f"All {len(before)} rows of {arm}, seed {seed} came out the same; results/{plan.name} carries the new stamp.")
 
 
-def _measured_before(folder: Path, unit: Path) -> pd.DataFrame:
-    """Outcomes of the same unit, measured by other code into a folder."""
-    name = unit.name.rpartition("-")[0]
-    found = [path for path in sorted(folder.glob(f"{name}-*/outcomes.csv")) if path.parent.name != unit.name]
-    if len(found) != 1:
-        raise StoreError(
-            f"{folder} should hold {name} once, measured by the code that the stored results carry; it holds it {len(found)} times."
-        )
-    return pd.read_csv(found[0])
+def _measured_by(stages: dict[str, str], folder: Path, name: str) -> pd.DataFrame:
+    """Outcomes of a unit that code with these fingerprints has measured into a folder."""
+    for record in sorted(folder.glob(f"{name}-*/unit.json")):
+        if json.loads(record.read_text()).get("stages") == stages:
+            return pd.read_csv(record.with_name("outcomes.csv"))
+    raise StoreError(
+        f"{folder} holds no {name} measured by the code that the stored results carry. With that code checked out, "
+        f"run --renew --into {folder}: it measures the unit, whatever it says of its rows."
+    )
 
 
 def renew_part(plan: Preset, name: str, into: Path) -> None:

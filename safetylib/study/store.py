@@ -102,7 +102,7 @@ class Store:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.stages = root, stage_fingerprints()
 
     @contextmanager
     def held(self, together: bool = False) -> Iterator[None]:
@@ -154,7 +154,7 @@ class Store:
         try:
             yield scratch
             (scratch / "unit.json").write_text(
-                json.dumps({"unit": unit, "fingerprint": fingerprint, **provenance()}, indent=1)
+                json.dumps({"unit": unit, "fingerprint": fingerprint, "stages": self.stages, **provenance()}, indent=1)
             )
             for file in scratch.rglob("*"):
                 if file.is_file():
