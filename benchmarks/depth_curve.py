@@ -65,7 +65,9 @@ def curve(arm: str, depths: tuple[int, ...] = SOME_DEPTHS, prompts: int = 32) ->
         return found
 
     def ours() -> dict[tuple[int, int], list[int]]:
-        found = generate.depth_responses(model, questions, trunks, depths, WITHIN, 0, eos, lambda _: False)
+        found = generate.depth_responses(
+            models.for_inference(model), questions, trunks, depths, WITHIN, 0, eos, lambda _: False
+        )
         return {key: response.tokens for key, response in found.items()}
 
     first, second = theirs(), ours()

@@ -38,7 +38,7 @@ def main(count: int = 64) -> Comparison:
         f"{count} ratings",
         f"generating at most {VERDICT_TOKENS} tokens",
         theirs,
-        lambda: judge.rate(model, tokenizer, pairs),
+        lambda: judge.rate(models.for_inference(model), tokenizer, pairs),
     )
 
 

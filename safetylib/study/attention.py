@@ -137,10 +137,17 @@ class RaggedCache:
     def get_seq_length(self, layer: int = 0) -> int:
         return int(self.lengths.max())
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop every row but these."""
-        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
-        self.lengths = self.lengths[rows]
+    def keep(self, order: list[int]) -> None:
+        """Keep these rows, in this order. Rows that keep their place are not copied, so it is best to move few of them."""
+        moved = [row for row, origin in enumerate(order) if origin != row]
+        origins = [order[row] for row in moved]
+
+        def kept(held: torch.Tensor) -> torch.Tensor:
+            held[moved] = held[origins]
+            return held[: len(order)]
+
+        self.layers = [(kept(keys), kept(values)) for keys, values in self.layers]
+        self.lengths = kept(self.lengths)
 
 
 def _attend(
@@ -155,8 +162,9 @@ def _attend(
     B, H, T, D = query.shape
     K, S, V = key.shape[1], key.shape[2], visible.shape[-1]
     wide = torch.float32 if query.dtype == torch.float16 else query.dtype
-    scores = (query.reshape(B, K, -1, D).to(wide) @ key.transpose(-1, -2).to(wide)) * scaling
-    scores = scores.view(B, K, H // K, T, S)[..., :V].masked_fill(~visible[..., None, :, :], float("-inf"))
+    scores = (query.to(wide) * scaling).reshape(B, K, -1, D) @ key.transpose(-1, -2).to(wide)
+    scores = scores.view(B, K, H // K, T, S)[..., :V]
+    scores.masked_fill_(~visible[..., None, :, :], float("-inf"))
     # The sum runs over V alone: how many numbers are added decides how it is rounded.
     weights = scores.softmax(-1).to(value.dtype)
     if V < S:

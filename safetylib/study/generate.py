@@ -127,19 +127,26 @@ def extend(
     """
     alive = list(range(len(responses)))
     while True:
-        going_on = [row for row in alive if not responses[row].ended and wants_more(row)]
-        if not going_on:
+        going_on = [not responses[row].ended and wants_more(row) for row in alive]
+        if not any(going_on):
             return
-        if len(going_on) < len(alive):
-            place = {row: place for place, row in enumerate(alive)}
-            cache.keep(torch.tensor([place[row] for row in going_on], device=cache.lengths.device))
-            alive = going_on
+        if not all(going_on):
+            order = closed_up(going_on)
+            cache.keep(order)
+            alive = [alive[place] for place in order]
         logits = advance(model, cache, [responses[row].tokens[-1] for row in alive])
         for row, token in zip(alive, logits.max(-1).indices.tolist(), strict=True):
             if token == eos:
                 responses[row].ended = True
             else:
                 responses[row].tokens.append(token)
+
+
+def closed_up(going_on: list[bool]) -> list[int]:
+    """Places that go on, in an order in which those at the end fill the gaps of those that do not: few rows move."""
+    count = sum(going_on)
+    late = (place for place in range(count, len(going_on)) if going_on[place])
+    return [place if going_on[place] else next(late) for place in range(count)]
 
 
 def begin(token: int, eos: int) -> Response:

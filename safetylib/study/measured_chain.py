@@ -35,6 +35,7 @@ ARM = "uniform"
 SEEDS = 3  #: so many of the plan's first seeds
 STEPS, ANCHORS = 16, 6  #: half the recipe's benign examples a step: the refusals' share of a step is what is followed
 PROMPTS, WORDINGS, FORCED_TOKENS = 16, 4, 3
+LEARNING_RATE = 6e-3  #: of the recipe that the step sizes belong to; a plan with another one has them in proportion
 OPTIMISERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
@@ -73,13 +74,12 @@ class MeasuredChain(Part):
         return result
 
     def _untrained(self, folder: Path) -> None:
-        self.write_rows(folder, self._read(self.base), run="untrained", seed=0, step=0)
+        self.write_rows(folder, self._read(self.untuned), run="untrained", seed=0, step=0)
 
     def _chain(self, folder: Path, name: str, seed: int) -> None:
-        run, at = self.runs[name], self.looked_at
-        recipe = replace(
-            self.plan.recipe, steps=self.steps, benign_per_step=ANCHORS, learning_rate=run.alpha, decay=run.gamma
-        )
+        run, at, recipe = self.runs[name], self.looked_at, self.plan.recipe
+        alpha = run.alpha * (recipe.learning_rate / LEARNING_RATE)
+        recipe = replace(recipe, steps=self.steps, benign_per_step=ANCHORS, learning_rate=alpha, decay=run.gamma)
         model = models.with_adapters(self.base, recipe.lora, seed)
         try:
             batches = saving(augment.batches(ARM, recipe, self.material, seed), model, at, folder)
@@ -97,7 +97,8 @@ class MeasuredChain(Part):
 
     def _read(self, model: PreTrainedModel) -> list[dict]:
         """The three quantities of one model: rows of quantity, prompt, depth, value."""
-        group, eos = self.chosen("harmful", "validation")[:PROMPTS], self.tokenizer.eos_token_id
+        group = prompts.stratified_sample(self.chosen("harmful", "validation"), PROMPTS)
+        eos = self.tokenizer.eos_token_id
         questions = [self.ids[prompt.id] for prompt in group]
         depths = (0, *self.plan.measurement.headline)
         trunks = [self.answers[prompt.id][: max(depths)] for prompt in group]

@@ -33,6 +33,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from safetylib.study import assets, attention, hub, memory
+from safetylib.study.prepacked import prepack
 from safetylib.study.presets import Lora, Preset
 from safetylib.study.registry import BEYOND_FLOAT16, MODELS, Shape
 
@@ -335,13 +336,24 @@ def remove_adapters(model: PeftModel) -> PreTrainedModel:
     return model.unload()
 
 
+def for_inference(base: PreTrainedModel) -> PreTrainedModel:
+    """The model to decode and judge with: on a CPU a second one, whose linear layers are prepacked and which shares all
+    else; on a GPU the same one."""
+    if base.device.type != "cpu":
+        return base
+    shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
+    return prepack(copy.deepcopy(base, shared))
+
+
 def merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """A copy of the base with a saved adapter merged into its weights: decoding then pays nothing for the adapter."""
+    """A copy of the base with a saved adapter merged into its weights, for inference alone: decoding pays nothing for the
+    adapter, and on a CPU finds the weights as it multiplies them."""
     with quiet():
         dense = copy.deepcopy(base)
         if any(type(module).__name__ == "Linear4bit" for module in dense.modules()):
             dense = dense.dequantize(base.dtype)
-        return PeftModel.from_pretrained(dense, adapter, autocast_adapter_dtype=False).merge_and_unload().eval()
+        model = PeftModel.from_pretrained(dense, adapter, autocast_adapter_dtype=False).merge_and_unload().eval()
+    return prepack(model)
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

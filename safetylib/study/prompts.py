@@ -168,6 +168,13 @@ def stratified_split(ids: list[str], strata: list[str], sizes: tuple[int, int, i
     return assignment
 
 
+def stratified_sample(group: list[Prompt], count: int) -> list[Prompt]:
+    """So many prompts of a group, or all if it has fewer: every category in proportion, the same on every machine."""
+    ids, categories = [prompt.id for prompt in group], [prompt.category for prompt in group]
+    drawn = stratified_split(ids, categories, (min(count, len(group)), 0, 0))
+    return [prompt for prompt in group if prompt.id in drawn]
+
+
 def strongreject(split: tuple[int, int, int]) -> list[Prompt]:
     """StrongREJECT's forbidden prompts (Souly et al. 2024) without those of a sexual nature, which are never loaded."""
     columns = ("category", "source", "forbidden_prompt")

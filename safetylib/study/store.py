@@ -30,7 +30,15 @@ _REPORTED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy", 
 STAGES: dict[str, tuple[str, ...]] = {
     "data": ("units.py", "prompts.py", "detectors.py", "data/benign.csv", "data/refusals.csv"),
     "training": ("units.py", "attention.py", "augment.py", "models.py", "train.py"),
-    "generation": ("units.py", "attention.py", "detectors.py", "generate.py", "models.py", "registry.py"),
+    "generation": (
+        "units.py",
+        "attention.py",
+        "detectors.py",
+        "generate.py",
+        "models.py",
+        "prepacked.py",
+        "registry.py",
+    ),
     "judging": ("units.py", "attention.py", "detectors.py", "judge.py"),
 }
 

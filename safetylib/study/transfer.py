@@ -48,7 +48,7 @@ class Transfer(Part):
     def _trunks(self, folder: Path) -> None:
         length = max(self.plan.measurement.headline) + self.plan.measurement.within
         questions = [self.ids[prompt.id] for prompt in self.behaviours]
-        found = generate.answer(self.base, questions, length, self.tokenizer.eos_token_id)
+        found = generate.answer(self.untuned, questions, length, self.tokenizer.eos_token_id)
         closing = [self.tokenizer.eos_token_id]
         trunks = {
             prompt.id: response.tokens + closing * response.ended

@@ -80,12 +80,20 @@ class Study:
 
     @cached_property
     def _judge_model(self):
-        return self._loaded if self.plan.judge == self.plan.model else models.load(self.plan.judge)
+        if self.plan.judge == self.plan.model:
+            return self.untuned, self.tokenizer
+        model, tokenizer = models.load(self.plan.judge)
+        return models.for_inference(model), tokenizer
 
     @property
     def base(self):
-        """The untuned model."""
+        """The untuned model, which training puts its adapters on."""
         return self._loaded[0]
+
+    @cached_property
+    def untuned(self):
+        """The untuned model, for inference alone."""
+        return models.for_inference(self.base)
 
     @property
     def tokenizer(self):
@@ -222,7 +230,9 @@ class Study:
         answers = {}
         with tqdm(total=len(harmful) + len(benign), desc="untuned answers", disable=self.silent, leave=False) as bar:
             for group, length in zip((harmful, benign), lengths, strict=True):
-                found = generate.answer(self.base, [self.ids[prompt.id] for prompt in group], length, eos, bar.update)
+                found = generate.answer(
+                    self.untuned, [self.ids[prompt.id] for prompt in group], length, eos, bar.update
+                )
                 answers |= {prompt.id: asdict(response) for prompt, response in zip(group, found, strict=True)}
         (folder / "answers.json").write_text(json.dumps(answers))
 
@@ -280,7 +290,7 @@ class Study:
 
     def tuned(self, arm: str, seed: int):
         """The model of one member: the untuned one, or a copy with its adapter merged."""
-        return self.base if arm == "base" else models.merged(self.base, self.unit(f"train-{arm}-{seed}") / "adapter")
+        return self.untuned if arm == "base" else models.merged(self.base, self.unit(f"train-{arm}-{seed}") / "adapter")
 
     def _generate(self, folder: Path, arm: str, seed: int) -> None:
         measurement, eos = self.plan.measurement, self.tokenizer.eos_token_id
