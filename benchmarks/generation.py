@@ -1,5 +1,5 @@
 """Greedy responses: Hugging Face ``generate`` on a padded batch against :func:`safetylib.study.generate.answer`; and five
-adapters in turn, against each of them merged.
+adapters one after another, against :class:`safetylib.study.together.Ensemble`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from benchmarks.timing import Comparison, compare
 from safetylib.study import generate, models, prompts
 from safetylib.study.presets import preset
+from safetylib.study.together import Ensemble
 
 TOKENS = 48
 
@@ -53,7 +54,7 @@ def batch(count: int = 64) -> Comparison:
 
 
 def five_adapters(count: int = 16, tokens: int = 32) -> Comparison:
-    """Five adapters answer the same prompts: switched on one after another in peft, or merged and decoded."""
+    """Five adapters answer the same prompts: switched on one after another in peft, or all in one batch."""
     base, tokenizer = models.load(preset("cpu").model)
     questions = [models.chat_ids(tokenizer, prompt.text) for prompt in prompts.benign()[:count]]
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -74,9 +75,9 @@ def five_adapters(count: int = 16, tokens: int = 32) -> Comparison:
             answers.append(padded_generate(switched, questions, tokens, eos, pad))
         return answers
 
-    def ours():
-        merged = (models.merged(base, folder / str(seed)) for seed in range(5))
-        return [[row.tokens for row in generate.answer(model, questions, tokens, eos)] for model in merged]
+    def ours():  # loading the adapters included
+        ensemble = Ensemble(base, [folder / str(seed) for seed in range(5)])
+        return [[row.tokens for row in answers] for answers in ensemble.answer(questions, tokens, eos)]
 
     same = sum(one == other for pair in zip(theirs(), ours(), strict=True) for one, other in zip(*pair, strict=True))
     print(f"{same / (5 * count):.0%} of the responses agree token by token")

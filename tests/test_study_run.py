@@ -390,6 +390,35 @@ def test_accepted_tables_can_be_compared_with_the_next_run(small, capsys):
     assert (small / "runs" / "made" / "tables" / "manifest.json").is_file()
 
 
+def test_a_comparison_of_fewer_seeds_is_recorded_and_goes_with_the_tables_that_it_speaks_of(small, capsys):
+    run.main("made", accept=True)
+    run.main("made", seeds=1, record=True, into=small / "again")
+    assert "Agrees with the stored results" in capsys.readouterr().out
+    stored = small / "results" / "made"
+    cells = pd.read_csv(stored / "replication" / "cells.csv")
+    assert cells.columns.tolist() == ["kind", "arm", "depth", "stored", "fresh", "difference", "band"]
+    assert len(cells) == 2 * 3 + 2 * 2
+    manifest = json.loads((stored / "replication" / "manifest.json").read_text())
+    assert manifest["plan"]["seeds"] == [0] and Results(stored).manifest["plan"]["seeds"] == [0, 1]
+    run.main("made", accept=True)
+    assert not (stored / "replication").exists()
+
+
+@pytest.mark.parametrize("other", [{"accept": True}, {"renew_stamp": True}, {"part": "forced"}])
+@pytest.mark.parametrize("asked", [{"seeds": 1}, {"record": True}])
+def test_fewer_seeds_and_a_record_are_for_comparing_only(small, asked, other):
+    with pytest.raises(ValueError, match="not with --accept, --renew or --part"):
+        run.main("made", **asked, **other)
+    assert not list(small.iterdir())
+
+
+@pytest.mark.parametrize("seeds", [0, 3, -1])
+def test_as_many_seeds_as_the_plan_has_not_are_refused(small, seeds):
+    with pytest.raises(ValueError, match="--seeds takes 1 to 2"):
+        run.main("made", seeds=seeds)
+    assert not list(small.iterdir())
+
+
 @pytest.fixture
 def with_parts(small, monkeypatch):
     """The same, with its parts."""

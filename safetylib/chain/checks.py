@@ -57,7 +57,7 @@ def check_count(name: str, value, *, at_least: int = 0, infinite: bool = False) 
     Infinity passes only if ``infinite`` is true.
     """
     array = check_range(name, value, f"[{at_least}, inf{']' if infinite else ')'}")
-    broken = np.isfinite(array) & (array != np.floor(array))
+    broken = array != np.floor(array)  # infinity equals its floor, and what is no number has been refused
     if broken.any():
         raise ValueError(f"{name} must be a whole number, got {array[broken].flat[0]:g}")
     return array

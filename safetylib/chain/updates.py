@@ -258,10 +258,13 @@ def additive_escape(n, *, escape_0, bias, alpha, gamma) -> np.ndarray:
     n = check_count("n", n, infinite=True)
     escape_0, bias, alpha, gamma = _parameters(escape_0, bias, alpha, gamma)
     store = _ratio(alpha * bias, 1 - gamma)
-    spent = _spent(alpha * bias, n, gamma)
+    # Limit plus tail keeps its digits while e_n goes to zero; e_0 less what is spent, while gamma goes to one.
+    with_limit = store < 2 * escape_0
     with np.errstate(invalid="ignore"):
-        # Limit plus tail keeps its digits while e_n goes to zero; e_0 less what is spent, while gamma goes to one.
-        return np.where(store < 2 * escape_0, (escape_0 - store) + store * gamma**n, escape_0 - spent)[()]
+        escape = (escape_0 - store) + store * gamma**n
+    if not with_limit.all():
+        escape = np.where(with_limit, escape, escape_0 - _spent(alpha * bias, n, gamma))
+    return escape[()]
 
 
 def additive_steps(delta, *, escape_0, bias, alpha, gamma) -> np.ndarray:

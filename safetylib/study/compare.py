@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -65,6 +66,23 @@ def report(fresh: Path, stored: Path) -> str:
         for row in outside.itertuples()
     ]
     return "\n".join(lines)
+
+
+def record(fresh: Path, stored: Path) -> Path:
+    """Keep the comparison, with the fresh measurement's manifest, beside the stored tables: ``replication/`` in their folder.
+
+    It speaks of these very tables: accepting others drops it.
+
+    Raises
+    ------
+    ValueError
+        The two were measured under different plans.
+    """
+    table, folder = differences(Results(fresh), Results(stored)), stored / "replication"
+    folder.mkdir(exist_ok=True)
+    table.to_csv(folder / "cells.csv", index=False, float_format="%.5g")
+    shutil.copy2(fresh / "manifest.json", folder / "manifest.json")
+    return folder
 
 
 def same_rows(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:

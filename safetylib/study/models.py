@@ -336,13 +336,16 @@ def remove_adapters(model: PeftModel) -> PreTrainedModel:
     return model.unload()
 
 
+def sharing(model: PreTrainedModel) -> PreTrainedModel:
+    """A second model of the same layers, whose weights are the first one's own."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
 def for_inference(base: PreTrainedModel) -> PreTrainedModel:
     """The model to decode and judge with: on a CPU a second one, whose linear layers are prepacked and which shares all
     else; on a GPU the same one."""
-    if base.device.type != "cpu":
-        return base
-    shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
-    return prepack(copy.deepcopy(base, shared))
+    return prepack(sharing(base)) if base.device.type == "cpu" else base
 
 
 def merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -274,6 +274,8 @@ def main(
     renew_stamp: Annotated[bool, tyro.conf.arg(name="renew")] = False,
     part: str | None = None,
     against: Path | None = None,
+    seeds: int | None = None,
+    record: bool = False,
 ) -> None:
     """Measure a preset's study (or a group's, one after another), resuming after an interruption, and compare it with the
     stored results.
@@ -295,10 +297,14 @@ def main(
     against
         With --renew, on a machine that rounds otherwise than that of the stored results: a folder into which the code before
         the change has measured the same units here. The new code's rows are compared with those.
+    seeds
+        Only the plan's first so many seeds: sooner done, and compared within bands that are wider for it.
+    record
+        Keep the comparison with the stored results beside them, in results/PRESET/replication, for the book to show.
     """
     if preset_name in GROUPS:
         for name in GROUPS[preset_name]:
-            main(name, into and into / name, accept, dry_run, renew_stamp, part, against)
+            main(name, into and into / name, accept, dry_run, renew_stamp, part, against, seeds, record)
             gc.collect()  # one study's models leave the device before the next one's come
         return
     plan = preset(preset_name)
@@ -309,6 +315,12 @@ def main(
         )
     if against is not None and (not renew_stamp or part is not None):
         raise ValueError("--against belongs to --renew of the main study")
+    if (seeds is not None or record) and (accept or renew_stamp or part is not None):
+        raise ValueError("--seeds and --record belong to a fresh main study: not with --accept, --renew or --part")
+    if seeds is not None:
+        if not 1 <= seeds <= len(plan.seeds):
+            raise ValueError(f"--seeds takes 1 to {len(plan.seeds)} for preset {plan.name}, got {seeds}")
+        plan = replace(plan, seeds=plan.seeds[:seeds])
     if accept and plan.name == "tiny":
         raise ValueError("the tiny preset's model has random weights; its tables are never results")
     print(describe(plan))
@@ -334,6 +346,8 @@ def main(
         study.write_tables(fresh)
     if (stored / "manifest.json").is_file():
         print(compare.report(fresh, stored))
+        if record:
+            print(f"Recorded in {compare.record(fresh, stored).relative_to(ROOT)}.")
     print(diagnostics.report(results.Results(fresh)))
     if accept:
         replace_folder(fresh, stored, keep=KEPT)

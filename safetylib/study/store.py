@@ -81,12 +81,23 @@ def stage_fingerprints() -> dict[str, str]:
     return {stage: digest(*(content(name) for name in names)) for stage, names in STAGES.items()}
 
 
+def machine() -> str:
+    """What kind of machine this is; on Linux with the instructions for numbers of 16 bits that its processor has, as machines
+    that differ in these round otherwise."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8").split()
+    except OSError:
+        flags = []
+    instructions = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+    return ", ".join([f"{platform.machine()}, {os.cpu_count()} cores", *instructions])
+
+
 def provenance() -> dict:
     """When, on what kind of machine and with which packages: no host names, no paths."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "packages": {name: metadata.version(name) for name in _REPORTED_PACKAGES},
     }
 
