@@ -147,6 +147,17 @@ def test_without_a_folder_the_hub_is_asked_for_what_is_loaded_and_nothing_else(h
     assert len(patterns) == 9 and not {"category_2.csv", "category_8.csv"} & set(patterns)
 
 
+def test_a_downloaded_set_is_known_by_its_commit_and_no_other_set_is(hexphi, monkeypatch):
+    recorded = {"datasets/LLM-Tuning-Safety/HEx-PHI": "c" * 40, "models/other/one": "b" * 40}
+    monkeypatch.setattr(safetylib.study, "hub", SimpleNamespace(revisions=lambda: recorded), raising=False)
+    assert prompt_sets.revisions("HEx-PHI") == {}, "it came from the folder"
+    monkeypatch.delenv("SAFETYLIB_HEXPHI")
+    assert prompt_sets.revisions("HEx-PHI") == {"LLM-Tuning-Safety/HEx-PHI": "c" * 40}
+    assert prompt_sets.revisions("StrongREJECT") == prompt_sets.revisions("mine.csv") == {}
+    recorded.clear()
+    assert prompt_sets.revisions("HEx-PHI") == {}
+
+
 # --- XSTest -----------------------------------------------------------------------------------------------------------
 
 

@@ -202,6 +202,21 @@ def test_a_split_larger_than_the_source_is_refused():
         stratified_split(["a", "b", "c"], ["x"] * 3, (2, 1, 1))
 
 
+@pytest.mark.parametrize("count", [1, 8, 16, 40])
+def test_a_sample_holds_every_category_in_proportion_and_stands_in_the_groups_order(count):
+    group = [prompts.Prompt(f"p{n:02}", "", "harmful", "abcde"[n // 8], "test") for n in range(40)]
+    sample = prompts.stratified_sample(group, count)
+    assert len(sample) == count and [one for one in group if one in sample] == sample
+    shares = Counter(one.category for one in sample)
+    assert all(abs(shares[category] - count / 5) <= 1 for category in "abcde")
+    assert prompts.stratified_sample(group[::-1], count) == sample[::-1]
+
+
+def test_a_group_smaller_than_the_sample_is_taken_whole():
+    group = [prompts.Prompt(f"p{n}", "", "harmful", "a", "test") for n in range(3)]
+    assert prompts.stratified_sample(group, 16) == group
+
+
 # --- what was written for this project --------------------------------------------------------------------------------
 
 

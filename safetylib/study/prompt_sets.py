@@ -153,6 +153,16 @@ def hexphi(split: Split, folder: Path | None = None) -> list[Prompt]:
     return _drawn(loaded, split)
 
 
+def revisions(source: str) -> dict[str, str]:
+    """The Hub's commit of a set that was downloaded from there, as recorded at the first download; empty for any other."""
+    if source != "HEx-PHI" or os.environ.get("SAFETYLIB_HEXPHI"):
+        return {}
+    from safetylib.study import hub  # only this set needs it
+
+    commit = hub.revisions().get(f"datasets/{_HEXPHI_REPO}")
+    return {} if commit is None else {_HEXPHI_REPO: commit}
+
+
 def _hexphi_category(number: int, path: Path) -> list[Prompt]:
     first, others = read_csv(path)
     records = [(1, first), *others]  # the original has no header: its first row is a prompt

@@ -22,7 +22,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from safetylib.study import assets, augment, detectors, generate, judge, models, prompts, train
+from safetylib.study import assets, augment, detectors, generate, judge, models, prompt_sets, prompts, train
 from safetylib.study.presets import Preset
 from safetylib.study.prompts import Prompt
 from safetylib.study.store import Store, StoreError, digest, provenance, stage_fingerprints
@@ -416,7 +416,7 @@ class Study:
             "plan": json.loads(json.dumps(asdict(self.plan))),
             **provenance(),
             "assets": assets.PINS,
-            "revisions": models.revisions(self.plan),
+            "revisions": models.revisions(self.plan) | prompt_sets.revisions(self.plan.prompts),
             "device": models.device_name(),
             "prompts": counts.to_dict(),
             "left_out": reasons,
