@@ -229,15 +229,19 @@ def test_ragged_decoding_equals_recomputing_everything(pair, branches, monkeypat
 
 
 @torch.inference_mode()
-def test_rows_can_leave_the_cache_and_the_others_go_on(grouped):
+def test_rows_can_leave_the_cache_and_the_others_go_on(grouped, monkeypatch):
+    monkeypatch.setattr(a, "_ROOM", 2)  # so that what is left grows afterwards
     sequences = [SHARED, [*SHARED, 5, 6, 7], [8, 9]]
     packed, store = prefilled(grouped.model, sequences)
     cache = store.branch(packed.places)
     step(grouped.model, cache, [100, 101, 102])
     cache.keep([2, 0])
-    logits = step(grouped.model, cache, [110, 111])
-    for got, text in zip(logits, [[8, 9, 102, 110], [*SHARED, 100, 111]], strict=True):
-        assert_close(got, alone(grouped.reference, text)[-1])
+    texts = [[8, 9, 102], [*SHARED, 100]]
+    for turn in range(3):
+        new = [110 + turn, 120 + turn]
+        texts = [[*text, token] for text, token in zip(texts, new, strict=True)]
+        for got, text in zip(step(grouped.model, cache, new), texts, strict=True):
+            assert_close(got, alone(grouped.reference, text)[-1])
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from safetylib.study import generate, models, prepacked
-from safetylib.study.tiny import tiny_model
+from safetylib.study.tiny import FAMILIES, tiny_model
 
 works_here = pytest.mark.skipif(
     not prepacked._works(torch.bfloat16),
@@ -30,8 +30,17 @@ def test_a_prepacked_layer_gives_the_same_numbers_to_the_bit(rows, bias):
     assert torch.equal(found, expected) and found.shape == (rows, 1, 160) and found.abs().max() > 0.1
 
 
+def test_looking_whether_it_works_draws_from_nobodys_random_numbers():
+    prepacked._works.cache_clear()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    prepacked._works(torch.bfloat16)
+    assert torch.equal(torch.rand(3), expected)
+
+
 @works_here
-@pytest.mark.parametrize("family", ["llama", "gemma", "gemma3_text", "phi", "qwen2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_architecture_answers_the_same_when_prepacked(family):
     model, _ = tiny_model(family, torch.float32)
     with torch.no_grad():
@@ -76,9 +85,21 @@ def test_a_torch_without_the_operators_keeps_its_plain_layers(monkeypatch, error
         prepacked._works.cache_clear()
 
 
-def test_operators_that_compute_something_else_are_not_used(monkeypatch):
+WRONG = {
+    "nothing": lambda whole, self, inputs: whole(self, inputs) * 0,
+    "inputs in another order": lambda whole, self, inputs: whole(self, inputs.flip(-1)),
+    "outputs in another order": lambda whole, self, inputs: whole(self, inputs).flip(-1),
+    "large batches": lambda whole, self, inputs: whole(self, inputs) + (len(inputs) > 64),
+    "no bias": lambda whole, self, inputs: whole(self, inputs) - self.bias,
+}
+
+
+@works_here
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_operators_that_compute_something_else_are_not_used(monkeypatch, wrong):
     prepacked._works.cache_clear()
-    monkeypatch.setattr(prepacked.PrepackedLinear, "forward", lambda self, inputs: inputs * 0)
+    whole = prepacked.PrepackedLinear.forward
+    monkeypatch.setattr(prepacked.PrepackedLinear, "forward", lambda self, inputs: wrong(whole, self, inputs))
     try:
         assert not prepacked._works(torch.bfloat16)
     finally:

@@ -391,10 +391,18 @@ def test_accepted_tables_can_be_compared_with_the_next_run(small, capsys):
 
 
 def test_a_comparison_of_fewer_seeds_is_recorded_and_goes_with_the_tables_that_it_speaks_of(small, capsys):
+    with pytest.raises(ValueError, match="there are none in results/made"):
+        run.main("made", record=True)
     run.main("made", accept=True)
-    run.main("made", seeds=1, record=True, into=small / "again")
-    assert "Agrees with the stored results" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="nothing to record"):
+        run.main("made", seeds=1, record=True)
     stored = small / "results" / "made"
+    table = Results(stored).outcomes
+    table.assign(tokens=table["tokens"] + 1).to_csv(stored / "outcomes.csv.gz", index=False)  # as if from elsewhere
+    run.main("made", seeds=1, record=True)
+    assert "Agrees with the stored results" in (said := capsys.readouterr().out)
+    assert "run again with --accept" not in said.rpartition("Recorded")[2]
+    assert len(Results(small / "runs" / "made" / "tables-of-1").outcomes) == 2 * 6
     cells = pd.read_csv(stored / "replication" / "cells.csv")
     assert cells.columns.tolist() == ["kind", "arm", "depth", "stored", "fresh", "difference", "band"]
     assert len(cells) == 2 * 3 + 2 * 2
@@ -410,6 +418,14 @@ def test_fewer_seeds_and_a_record_are_for_comparing_only(small, asked, other):
     with pytest.raises(ValueError, match="not with --accept, --renew or --part"):
         run.main("made", **asked, **other)
     assert not list(small.iterdir())
+
+
+def test_a_record_of_another_plan_is_refused_before_measuring(small, monkeypatch):
+    run.main("made", accept=True)
+    replan(small / "results" / "made", model="another")
+    monkeypatch.setattr(Study, "run", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(ValueError, match="under another plan"):
+        run.main("made", seeds=1, record=True)
 
 
 @pytest.mark.parametrize("seeds", [0, 3, -1])

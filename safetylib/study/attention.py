@@ -137,6 +137,7 @@ class RaggedCache:
     def get_seq_length(self, layer: int = 0) -> int:
         return int(self.lengths.max())
 
+    @torch.inference_mode()
     def keep(self, order: list[int]) -> None:
         """Keep these rows, in this order. Rows that keep their place are not copied, so it is best to move few of them."""
         moved = [row for row, origin in enumerate(order) if origin != row]
@@ -164,7 +165,8 @@ def _attend(
     wide = torch.float32 if query.dtype == torch.float16 else query.dtype
     scores = (query.to(wide) * scaling).reshape(B, K, -1, D) @ key.transpose(-1, -2).to(wide)
     scores = scores.view(B, K, H // K, T, S)[..., :V]
-    scores.masked_fill_(~visible[..., None, :, :], float("-inf"))
+    fill = scores.masked_fill if scores.requires_grad else scores.masked_fill_  # a backward pass is the slower for it
+    scores = fill(~visible[..., None, :, :], float("-inf"))
     # The sum runs over V alone: how many numbers are added decides how it is rounded.
     weights = scores.softmax(-1).to(value.dtype)
     if V < S:

@@ -41,6 +41,11 @@ def weights(shape: Shape, packed: bool, width: int) -> float:
     return shape.linear * (NF4_BYTES if packed else width) + shape.embedding * width
 
 
+def prepacked(shape: Shape, width: int) -> float:
+    """Bytes of a CPU's prepacked linear layers, the output layer among them also where it shares the embedding."""
+    return (shape.linear + shape.vocabulary * shape.hidden) * width
+
+
 def training_tokens(recipe: Recipe) -> int:
     """Tokens of one step's batch, with prompts and refusals of the assumed length."""
     harmful = recipe.harmful_per_step * (PROMPT + max(*recipe.orbit, recipe.deep_position) + REFUSAL)
@@ -90,7 +95,7 @@ def reading(shape: Shape, width: int, logits: int, tokens: int) -> float:
 
 
 def decoding(shape: Shape, measurement: Measurement, width: int) -> float:
-    """Bytes of the branches that are decoded together: keys and values, twice while finished rows are dropped."""
+    """Bytes of the branches that are decoded together: keys and values, twice while the cache grows."""
     capacity = PROMPT + max(measurement.depths) + measurement.within + measurement.after
     return 2 * generate.most_rows(shape) * capacity * shape.keys_and_values * width
 
@@ -111,8 +116,9 @@ def estimate(
     room
         Bytes that the device has free: on a GPU, activations are recomputed if training would not fit otherwise.
     """
-    # Both models stay on the device from the first judging on.
-    base = weights(model, packed, width) + (weights(judge, packed, width) if judge else 0)
+    # Both models stay on the device from the first judging on; on a CPU the untuned model a second time, prepacked.
+    again = 0 if packed else prepacked(model, width)
+    base = weights(model, packed, width) + again + (weights(judge, packed, width) if judge else 0)
     rating = judge or model
     tokens = generate.most_tokens(model)
     recompute = packed and not fits(model, recipe, width, room - base * _MARGIN)
@@ -121,6 +127,7 @@ def estimate(
         # A member is measured as an unpacked copy with its adapter merged, beside the base model.
         "generation": base
         + weights(model, False, width)
+        + again
         + max(
             reading(model, width, tokens, tokens),
             reading(model, width, 0, tokens) + decoding(model, measurement, width),

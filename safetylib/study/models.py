@@ -337,7 +337,7 @@ def remove_adapters(model: PeftModel) -> PreTrainedModel:
 
 
 def sharing(model: PreTrainedModel) -> PreTrainedModel:
-    """A second model of the same layers, whose weights are the first one's own."""
+    """A second model of the same layers, whose weights are the first one's own; not of one that is prepacked."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 

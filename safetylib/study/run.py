@@ -321,6 +321,13 @@ def main(
         if not 1 <= seeds <= len(plan.seeds):
             raise ValueError(f"--seeds takes 1 to {len(plan.seeds)} for preset {plan.name}, got {seeds}")
         plan = replace(plan, seeds=plan.seeds[:seeds])
+    stored = ROOT / "results" / plan.name
+    if record:
+        known = _stored_plan(stored)
+        if known is None:
+            raise ValueError(f"--record compares with stored results, and there are none in results/{plan.name}")
+        if known | {"seeds": 0} != json.loads(json.dumps(asdict(plan))) | {"seeds": 0}:
+            raise ValueError(f"--record compares with results/{plan.name}, which was measured under another plan")
     if accept and plan.name == "tiny":
         raise ValueError("the tiny preset's model has random weights; its tables are never results")
     print(describe(plan))
@@ -336,19 +343,18 @@ def main(
     if renew_stamp:
         renew(plan, into, against)
         return
-    stored = ROOT / "results" / plan.name
     study = Study(plan, into, per_set=6 if plan.name == "tiny" else None)
     with study.store.held(together=processes > 1):
         study.run(process=process, processes=processes)
         if process:  # the first writes the tables
             return
-        fresh = study.store.root / "tables"
+        fresh = study.store.root / ("tables" if seeds is None else f"tables-of-{seeds}")
         study.write_tables(fresh)
     if (stored / "manifest.json").is_file():
         print(compare.report(fresh, stored))
-        if record:
-            print(f"Recorded in {compare.record(fresh, stored).relative_to(ROOT)}.")
     print(diagnostics.report(results.Results(fresh)))
+    if record:
+        print(f"Recorded in {compare.record(fresh, stored).relative_to(ROOT)}.")
     if accept:
         replace_folder(fresh, stored, keep=KEPT)
         print(f"results/{plan.name} now holds these tables.")
@@ -356,7 +362,7 @@ def main(
         if stale := [name for name in parts.MODULES if _stored_plan(stored / name) not in (None, now)]:
             print(f"Of another plan, and refused until they are measured again: {', '.join(stale)}.")
     else:
-        print(f"Tables: {fresh}.{_to_store(plan)}")
+        print(f"Tables: {fresh}.{_to_store(plan) if seeds is None else ''}")
 
 
 if __name__ == "__main__":

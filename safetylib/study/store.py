@@ -82,8 +82,8 @@ def stage_fingerprints() -> dict[str, str]:
 
 
 def machine() -> str:
-    """What kind of machine this is; on Linux with the instructions for numbers of 16 bits that its processor has, as machines
-    that differ in these round otherwise."""
+    """What kind of machine this is; on Linux with an x86 processor's instructions for bfloat16, as machines that differ in
+    these round otherwise."""
     try:
         flags = Path("/proc/cpuinfo").read_text("utf-8").split()
     except OSError:

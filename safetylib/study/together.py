@@ -2,8 +2,8 @@ r"""Members of an ensemble answer together: adapters on one base share every pro
 
 With its adapter unmerged, a layer of member w computes :math:`Wx + s\,B_w A_w x`. Here all members' A lie below one
 another in one matrix and all their B side by side in another; between the two products, a row's coordinates that belong to
-other members are set to zero. So a batch may hold rows of any members, and width costs the rows that it adds to a batch, not
-another pass over the base's weights. Up to rounding the answers are those of each member merged and decoded by itself
+other members are set to zero. So a batch may hold rows of any members, and in decoding width costs the rows that it adds to a
+batch, not another pass over the base's weights; prompts are read once a member. Up to rounding the answers are those of each member merged and decoded by itself
 (:func:`safetylib.study.models.merged`), which is how the study measures members; a test compares the two in float32.
 """
 
@@ -80,12 +80,18 @@ class Ensemble:
     Raises
     ------
     ValueError
-        No adapter, or adapters of different rank, scale or layers.
+        No adapter, adapters of different rank, scale or layers, or other than plain ones.
     """
 
     def __init__(self, base: PreTrainedModel, adapters: list[Path]) -> None:
         configs = [LoraConfig.from_pretrained(folder) for folder in adapters]
         weights = [load_peft_weights(folder, device=str(base.device)) for folder in adapters]
+        for config, found in zip(configs, weights, strict=True):
+            odd = [key for key in found if not key.endswith(("lora_A.weight", "lora_B.weight"))]
+            if odd or config.use_rslora or config.use_dora or config.rank_pattern or config.alpha_pattern:
+                raise ValueError(
+                    "members that answer together need plain adapters: two matrices a layer, one rank and scale for all"
+                )
         if (
             len({(config.r, config.lora_alpha, *sorted(found)) for config, found in zip(configs, weights, strict=True)})
             != 1
@@ -124,6 +130,7 @@ class Ensemble:
                     own += [member] * len(going_on)
             if caches:
                 cache = _SharedCache(caches, self.rows, self.own[own][:, None])
+                caches.clear()  # their keys and values are in the shared one
                 generate.extend(
                     self.model, cache, decoding, lambda row, rows=decoding: len(rows[row].tokens) < limit, eos
                 )

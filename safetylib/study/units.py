@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from safetylib.study import assets, augment, detectors, generate, judge, models, prompt_sets, prompts, train
+from safetylib.study.prepacked import prepack
 from safetylib.study.presets import Preset
 from safetylib.study.prompts import Prompt
 from safetylib.study.store import Store, StoreError, digest, provenance, stage_fingerprints
@@ -83,7 +84,7 @@ class Study:
         if self.plan.judge == self.plan.model:
             return self.untuned, self.tokenizer
         model, tokenizer = models.load(self.plan.judge)
-        return models.for_inference(model), tokenizer
+        return prepack(model), tokenizer
 
     @property
     def base(self):

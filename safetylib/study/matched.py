@@ -1,0 +1,111 @@
+r"""Arms at one over-refusal: an arm that refuses more of everything is not safer for it.
+
+An arm's *frontier* is what votes of all its members reach: with quorum q, a share of benign prompts refused and a share of safe
+outputs, from the vote that never refuses to the one that always does. Between two quorums lies the vote that tosses a coin for
+which of them to use, so the frontier is a line from point to point, and every arm can be compared at every over-refusal.
+
+Intervals are a jackknife's: one seed left out of both arms, one harmful prompt, one benign prompt, each a source of
+variation of its own, :math:`\sum_i \frac{n-1}{n} (\theta_{-i} - \bar\theta)^2`. The three are added, which counts what they share twice
+and errs on the wide side; degrees of freedom are Satterthwaite's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats as distributions
+
+from safetylib.stats import Estimate
+from safetylib.study import width
+from safetylib.study.diagnostics import MOST_OVER_REFUSAL
+from safetylib.study.results import Results
+from safetylib.study.votes import member_table
+
+
+def frontier(harmful: np.ndarray, benign: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Over-refusal and safe outputs of every quorum of all members, from never refusing to always.
+
+    Parameters
+    ----------
+    harmful
+        Refusals, (conditions, members, prompts).
+    benign
+        Refusals, (members, prompts).
+
+    Returns
+    -------
+    over, safe
+        Both of shape (members + 2,), non-decreasing from 0 to 1.
+    """
+    quorums = np.arange(benign.shape[0] + 1, -1, -1)
+    over, safe = (
+        np.array([(refused.sum(axis=-2) >= quorum).mean() for quorum in quorums]) for refused in (benign, harmful)
+    )
+    return over, safe
+
+
+def safe_at(harmful: np.ndarray, benign: np.ndarray, level: float) -> float:
+    """Share of safe outputs on an arm's frontier, where a share ``level`` of benign prompts is refused.
+
+    Raises
+    ------
+    ValueError
+        The level lies outside 0 ... 1.
+    """
+    if not 0 <= level <= 1:
+        raise ValueError(f"an over-refusal is a share between 0 and 1, got {level}")
+    over, safe = frontier(harmful, benign)
+    return float(np.interp(level, *_steepest(over, safe)))
+
+
+def _steepest(over: np.ndarray, safe: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The frontier without quorums that refuse as much and are less safe: ``numpy.interp`` wants increasing points."""
+    last = np.append(np.diff(over) > 0, True)
+    return over[last], safe[last]
+
+
+def difference(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], level: float) -> Estimate:
+    """Safe outputs of one arm minus another's where both refuse a share ``level`` of benign prompts, with its 95 % interval.
+
+    Each arm is its (harmful, benign) refusals as for :func:`frontier`; members are paired by seed, prompts are the same.
+    """
+
+    def apart(keep: tuple) -> float:
+        members, harmful, benign = keep
+        values = [safe_at(h[:, members][:, :, harmful], b[members][:, benign], level) for h, b in (first, second)]
+        return values[0] - values[1]
+
+    whole = [np.arange(size) for size in (first[1].shape[0], first[0].shape[2], first[1].shape[1])]
+    variances, freedoms = [], []
+    for source, everything in enumerate(whole):
+        size = len(everything)
+        if size < 2:  # one seed has nothing to leave out
+            continue
+        left = np.array([apart((*whole[:source], np.delete(everything, i), *whole[source + 1 :])) for i in range(size)])
+        variances.append((size - 1) / size * ((left - left.mean()) ** 2).sum())
+        freedoms.append(size - 1)
+    mean, total = apart(tuple(whole)), sum(variances)
+    freedom = total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True)) if total else float("inf")
+    reach = float(distributions.t.isf(0.025, freedom)) * total**0.5 if total else 0.0
+    return Estimate(mean, mean - reach, mean + reach, total**0.5, freedom, len(whole[1]), len(whole[0]))
+
+
+def refusals(results: Results, arm: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """An arm's refusals of harmful prompts at the headline depths, and of benign ones of a kind."""
+    members = width.members_of(results, arm)
+    return width.headline_votes(results, members), member_table(results, members, "refused", 0, kind).astype(bool)
+
+
+def level(results: Results, kind: str) -> float:
+    """The over-refusal at which arms are compared: of plain prompts the operating point's target; of borderline ones, which
+    have none, what a single member of a trained arm refuses in the mean."""
+    if kind == "plain":
+        return MOST_OVER_REFUSAL
+    arms = [arm for arm in results.arms if arm != "base"]
+    return float(np.mean([results.table(arm, kind=kind).mean() for arm in arms]))
+
+
+def contrasts(results: Results, kind: str) -> dict[str, Estimate]:
+    """Cyclic minus each other trained arm, safe outputs at the headline depths, at the :func:`level` of a benign kind."""
+    cyclic, at = refusals(results, "cyclic", kind), level(results, kind)
+    others = [arm for arm in ("uniform", "random", "shallow", "deep") if arm in results.arms]
+    return {arm: difference(cyclic, refusals(results, arm, kind), at) for arm in others}
