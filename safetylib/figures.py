@@ -873,6 +873,44 @@ def laws_along_training(panels: dict[str, tuple]) -> plt.Figure:
     return figure
 
 
+def escape_along_training(panels: dict[str, object]) -> plt.Figure:
+    """Escape probability 1 - Q_t(r, r) at every checkpoint: a line a run, mean over its seeds and prompts, with the range of
+    its seeds.
+
+    ``panels`` maps a title to a :class:`safetylib.study.laws.Trajectories`. Colours are learning rates, line styles decays;
+    checkpoints stand equally far apart.
+    """
+    rows = -(-len(panels) // 2)
+    figure, grid = plt.subplots(
+        rows, 2, layout="constrained", sharex=True, sharey=True, figsize=(6.8, 2.7 * rows + 0.3), squeeze=False
+    )
+    for axes, (title, series) in zip(grid.flat, panels.items(), strict=False):
+        by_seed = 1 - series.values.mean(axis=3)
+        alphas, gammas = sorted(set(series.alpha)), sorted(set(series.gamma))
+        places = range(len(series.steps))
+        for run, (alpha, gamma) in enumerate(zip(series.alpha, series.gamma, strict=True)):
+            color, dashes = PALETTE[alphas.index(alpha) % 6], DASHES[gammas.index(gamma)]
+            axes.fill_between(places, by_seed[:, run].min(axis=0), by_seed[:, run].max(axis=0), color=color, alpha=0.1)
+            label = rf"$\alpha$ = {alpha:g}, $\gamma$ = {gamma:g}"
+            axes.plot(
+                places,
+                by_seed[:, run].mean(axis=0),
+                color=color,
+                linestyle=dashes,
+                marker=MARKERS[alphas.index(alpha) % 6],
+                markersize=4,
+                label=label,
+            )
+        axes.set_xticks(places, series.steps)
+        axes.set_title(title, fontsize=11)
+        axes.legend(fontsize=6.5)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    figure.supxlabel("optimiser steps taken", color=INK)
+    figure.supylabel("escape probability $1 - Q_t(r, r)$", color=INK)
+    return figure
+
+
 def rates_by_step_size(panels: dict[str, dict]) -> plt.Figure:
     """Rates of single runs over alpha, one line a depth, each over the geometric mean of its depth.
 

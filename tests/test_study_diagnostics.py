@@ -39,8 +39,10 @@ def test_a_sound_run_shows_no_signature(tmp_path):
         ({"plain": 0.2}, "over-alignment", "0.20 of plain benign"),
         ({"failures": ("110000", "110000", "011000")}, "correlated failures", "correlate at 0.50"),
         ({"losses": (4, 2, 1, 0.5)}, "non-convergence", "another 50%"),
+        ({"losses": (4, 3.6, 3.2, 3)}, "non-convergence", "75% of the loss on refusals is left at the end"),
+        ({"losses": (4, 8, 20, 20)}, "non-convergence", "ends at 5.0 times where it began"),
     ],
-    ids=["refuses benign prompts", "fails together", "loss still falls"],
+    ids=["refuses benign prompts", "fails together", "loss still falls", "learns little", "diverges"],
 )
 def test_each_signature_is_found_by_itself_and_said_in_words(tmp_path, settings, name, words):
     results = study(tmp_path, **settings)
@@ -57,6 +59,19 @@ def test_thresholds_are_strict(tmp_path):
     results = study(tmp_path, plain=0.2)
     assert diagnostics.over_alignment(results, most=0.2) == []
     assert diagnostics.over_alignment(results, most=0.19) != []
+
+
+def test_runs_of_a_part_are_named_by_their_own_column():
+    rows = [
+        {"run": run, "seed": seed, "step": step, "refusal_loss": 4.0 * left**step}
+        for run, left in (("slow", 0.97), ("quick", 0.5), ("hot", 1.2))
+        for seed in (0, 1)
+        for step in range(8)
+    ]
+    found = diagnostics.little_learnt(pd.DataFrame(rows), by="run")
+    assert [signature.arm for signature in found] == ["slow", "hot"]
+    assert found[0].value == pytest.approx((0.97**6 + 0.97**7) / 2)
+    assert diagnostics.little_learnt(pd.DataFrame(rows), by="run", most=0.9) == found[1:]
 
 
 def test_a_run_that_converged_had_not_when_stopped_half_way(tmp_path):

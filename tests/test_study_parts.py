@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from safetylib.study import ablations, along, augment, forced, part, parts, prompts, run, transitions
+from safetylib.study import ablations, along, augment, forced, part, parts, prompts, run, train, transitions
 from safetylib.study.presets import PRESETS
 
 TINY = PRESETS["tiny"]
@@ -317,6 +317,30 @@ def test_longer_runs_go_on_to_their_last_step_with_step_sizes_of_the_chain(study
     assert set(tables["training"]["step_size"]) == {0.0625} and len(tables["training"]) == 64, "this one has no decay"
     assert sorted(tables["outcomes"].query("run == 'sgd1'")["step"].unique()) == [4, 8, 16, 32, 64]
     assert list(tables["timings"]["unit"]) == ["untrained", "longer-sgd1-0"]
+
+
+def test_the_chain_asks_prompts_of_every_category_and_scales_step_sizes_with_the_plans(study, monkeypatch):
+    plan = replace(TINY, split=(8, 20, 6), recipe=replace(RECIPE, learning_rate=RECIPE.learning_rate / 4))
+    chain = parts.part("chain")(plan, study.store.root, silent=True)
+    group = [
+        prompt if prompt.kind != "harmful" else replace(prompt, category="ab"[int(prompt.id[-1]) < 2])
+        for prompt in chain.prompts
+    ]
+    monkeypatch.setattr(chain, "prompts", group)
+    chain.run(["answers"])
+    asked, taken = [], []
+    monkeypatch.setattr(
+        transitions, "starting_probabilities", lambda model, ids, *_, **__: asked.append(ids) or ([], 0)
+    )
+    monkeypatch.setattr(train, "train", lambda model, batches, recipe, *_: taken.append(recipe.learning_rate) or [])
+    with pytest.raises((ValueError, FileNotFoundError)):
+        chain._chain(study.store.root, "adamw0", 0)
+    assert taken == [chain.runs["adamw0"].alpha / 4]
+    with pytest.raises(ValueError):
+        chain._read(chain.untuned)
+    validation = chain.chosen("harmful", "validation")
+    drawn = prompts.stratified_sample(validation, 16)
+    assert asked == [[chain.ids[prompt.id] for prompt in drawn]] and drawn != validation[:16]
 
 
 def test_every_run_of_the_chain_is_made_with_every_seed(study):

@@ -19,7 +19,19 @@ import torch
 from made_results import made
 from safetensors import SafetensorError
 
-from safetylib.study import augment, compare, diagnostics, hub, models, operating_point, parts, prompts, run
+from safetylib.study import (
+    augment,
+    compare,
+    diagnostics,
+    hub,
+    models,
+    operating_point,
+    parts,
+    prompt_sets,
+    prompts,
+    run,
+    store,
+)
 from safetylib.study import results as results_module
 from safetylib.study.assets import AssetError
 from safetylib.study.command import told
@@ -114,6 +126,17 @@ def test_the_manifest_says_where_the_numbers_come_from(study, results):
     assert manifest["prompts"]["harmful test"] == PER_SET and sum(manifest["prompts"].values()) == 9 * PER_SET
     assert manifest["left_out"] == {} and manifest["python"] and manifest["machine"] and len(manifest["date"]) == 10
     assert str(study.store.root) not in json.dumps(manifest), "no paths"
+
+
+def test_the_manifest_names_the_commit_of_a_downloaded_prompt_set(study, monkeypatch):
+    monkeypatch.setattr(prompt_sets, "revisions", lambda source: {"owner/prompts": source})
+    assert study.manifest()["revisions"] == {"owner/prompts": study.plan.prompts}
+
+
+@pytest.mark.parametrize(("flags", "named"), [("fpu avx512_bf16 amx_bf16", ["amx_bf16", "avx512_bf16"]), ("fpu", [])])
+def test_a_machine_is_told_by_what_it_rounds_with(monkeypatch, flags, named):
+    monkeypatch.setattr(store.Path, "read_text", lambda *_: f"flags : {flags}")
+    assert store.machine().split(", ")[2:] == named
 
 
 def test_tables_hold_no_text(results):
@@ -295,6 +318,7 @@ def test_every_plan_is_told_with_models_licences_prompts_steps_memory_and_time(n
         assert (told.count("datasets/LLM-Tuning-Safety/HEx-PHI") == len(plans)) is (plan.prompts == "HEx-PHI")
         if plan.name not in ("cpu", "tiny"):
             assert "GiB" in told and "never measured by anybody; about" in told and "minutes" not in told
+            assert re.search(r"a guess is \d+\.\d hours", told)
     if name == "cpu":
         assert re.search(r"time +about \d+ minutes on the machine of the stored results", told)
 

@@ -4,7 +4,8 @@ A contrast counts as decided when its difference is at least three standard erro
 over the primary contrasts, which were fixed before measuring: cyclic minus uniform, random, shallow and deep, each the
 mean refusal rate over the depths off the orbit. How intervals are computed (a between-seed variance pooled over the
 contrasts) was adopted in an earlier round of two seeds, with another split and recipe, after unpooled contrasts had all been
-undecided there; it stood before the present round and was not touched since. Nothing here imports torch.
+undecided there; it stood before the present round. Since then one thing was changed, which made intervals wider and no verdict another: contrasts
+that share a control share degrees of freedom. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from safetylib import stats
 from safetylib.claims import Basis, Finding, Verdict, register
-from safetylib.study import votes, width
+from safetylib.study import matched, votes, width
 from safetylib.study.diagnostics import LEAST_REFUSAL, MOST_OVER_REFUSAL
 from safetylib.study.results import Results, load
 
@@ -80,9 +81,14 @@ def _contrast_claim(other: str, source: str, statement: str, claim: str) -> None
             f"{how}: {decide(row).verdict.partition(':')[0]}, {row.difference}, {row.p_shown}"
             for how, row in others.items()
         )
+        prices = "; ".join(
+            f"{matched.level(load(), kind):.2f} of {kind} prompts: {matched.contrasts(load(), kind)[other]}"
+            for kind in ("plain", "borderline")
+        )
         return Finding(
             found.verdict,
-            f"{found.evidence} The variance between seeds is pooled over the four contrasts; {listed}.",
+            f"{found.evidence} The variance between seeds is pooled over the four contrasts; {listed}. Where votes of both arms refuse "
+            f"equally many harmless prompts (looked at afterwards), {prices}.",
         )
 
 

@@ -31,6 +31,7 @@ ROOT = results.ROOT.parent
 KEPT = ("operating_point.csv", "judging", *parts.MODULES)  #: beside the main tables in results/<preset>/
 _RENEWED_MEMBER = ("cyclic", 0)
 _T4 = 14.6 * 2**30
+_SPEED = 5e12  #: operations a second that a T4 is trusted with, for a guess of hours; nobody has measured it
 _GATED_PROMPTS = {"HEx-PHI": "https://huggingface.co/datasets/LLM-Tuning-Safety/HEx-PHI"}
 
 
@@ -108,7 +109,11 @@ def _time(plan: Preset) -> str:
         return f"about {minutes:.0f} minutes on the machine of the stored results"
     if plan.model not in MODELS:
         return "seconds"
-    return f"never measured by anybody; about {memory.operations(plan):.0e} floating-point operations"
+    operations = memory.operations(plan)
+    return (
+        f"never measured by anybody; about {operations:.0e} floating-point operations: a guess is {operations / _SPEED / 3600:.1f} hours "
+        f"on a GPU of 16 GB, at {_SPEED / 1e12:.0f} of its some sixty TFLOP/s"
+    )
 
 
 def renew(plan: Preset, into: Path, against: Path | None = None) -> None:
@@ -240,6 +245,9 @@ def measure_part(plan: Preset, name: str, into: Path, accept: bool = False, dry_
         study.run()
         fresh = study.store.root / "tables" / name
         study.write_tables(fresh)
+    if (fresh / "training.csv").is_file():
+        slow = diagnostics.little_learnt(pd.read_csv(fresh / "training.csv"), by=study.keys[0])
+        print(diagnostics.in_words(slow))
     stored = results.ROOT / plan.name / name
     if (stored / "manifest.json").is_file():
         before, after = (pd.read_csv(folder / "outcomes.csv.gz") for folder in (stored, fresh))
