@@ -24,7 +24,7 @@ COLUMNS = ("benchmark", "function", "work", "peer", "peer_seconds", "our_seconds
 # Benchmark -> functions of its module, and the ratio that the project set itself.
 BENCHMARKS: dict[str, dict[str, float]] = {
     "loading": {"first": 3.0, "later": 30.0},
-    "training_step": {"main": 2.5},
+    "training_step": {"main": 2.5, "sft": 2.5},
     "generation": {"batch": 1.5, "five_adapters": 3.0},
     "depth_curve": {"deep": 8.0, "shallow": 5.0, "whole": 8.0},
     "judge": {"main": 6.0},

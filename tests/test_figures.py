@@ -28,6 +28,7 @@ def test_depth_curves_draw_the_arms_that_there_are(tmp_path, arms):
 
 def test_escape_is_drawn_run_by_run_with_a_colour_a_learning_rate_and_a_dash_a_decay():
     values = np.linspace(0.1, 0.9, 2 * 4 * 3 * 5).reshape(2, 4, 3, 5)
+    values[:, :, 0] = 0.2
     series = laws.Trajectories(
         "stop", tuple("abcd"), np.array([1, 1, 2, 2.0]), np.array([0.9, 1, 0.9, 1]), np.array([0, 1, 4]), values
     )
