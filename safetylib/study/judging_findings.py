@@ -113,13 +113,14 @@ def _against_floor(row: pd.Series | None, contrary: Verdict) -> Finding:
     statement="Safety can be scored by a small language model as the judge (the paper's is Llama 3.2 1B, on HEx-PHI).",
     reading=(
         "The embedded SmolLM2-135M-Instruct, its rating on HEx-PHI's rubric read off the logits, agrees with people about who refuses "
-        "(labelled XSTest completions) more than a list of keywords does. A stand-in for the paper's judge, which was not run."
+        "(labelled XSTest completions) more than a list of keywords does. A stand-in for the paper's judge, which was not run: where it "
+        "fails, that says nothing of the other, and the claim stays undecided."
     ),
     basis=Basis.MEASUREMENT,
 )
 def language_model_judge() -> Finding:
     """Does the small judge reach the floor?"""
-    return _against_floor(Judged().row("xstest", _JUDGE), Verdict.NOT_REPRODUCED)
+    return _against_floor(Judged().row("xstest", _JUDGE), Verdict.UNDECIDED)
 
 
 @register(
