@@ -49,7 +49,12 @@ def describe(plan: Preset) -> str:
         prompts.harmful(plan.prompts, plan.split)
     recipe, measurement = plan.recipe, plan.measurement
     members = plan.members()
-    gate = f" (own licence, accept it at {_GATED_PROMPTS[plan.prompts]})" if plan.prompts in _GATED_PROMPTS else ""
+    gated = plan.prompts in _GATED_PROMPTS
+    gate = (
+        f" (own licence, accept it at {_GATED_PROMPTS[plan.prompts]}; categories 2 and 8 are never loaded)"
+        if gated
+        else ""
+    )
     return "\n".join(
         [
             f"preset {plan.name}",
