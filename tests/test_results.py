@@ -114,12 +114,20 @@ def test_the_arms_spent_equal_budgets():
 
 @pytest.mark.skipif(not (STORED.folder / "ablations").is_dir(), reason="the ablations are not stored")
 def test_ablations_spent_what_the_cyclic_arm_spent():
-    """The same seed: equal anchors, and equal context wherever the orbits have one mean."""
+    """The same seed: equal anchors, and equal context wherever the orbits have one mean. Refusals differ by their separators
+    alone, which those at position 0 do without: one in two, eight or four."""
     columns = ["anchor_tokens", "context_tokens"]
     cyclic = STORED.training.query("arm == 'cyclic'").groupby("seed")[columns].sum()
     spent = STORED.part("ablations", "training").groupby(["arm", "seed"])[columns].sum()
     for variant in ("orbit2", "orbit8", "rotate"):
         assert spent.loc[variant].equals(cyclic), variant
+    main, variants = (
+        table.groupby(["arm", "seed"])["refusal_tokens"].sum()
+        for table in (STORED.training, STORED.part("ablations", "training"))
+    )
+    separators = main["deep"] - main["shallow"]
+    for variant, positions in (("orbit2", 2), ("orbit8", 8), ("rotate", 4)):
+        assert (variants[variant] - main["shallow"] == (1 - 1 / positions) * separators).all(), variant
 
 
 def test_verdicts_are_those_of_the_selected_preset(tmp_path, monkeypatch, capsys):

@@ -316,6 +316,7 @@ def test_every_plan_is_told_with_models_licences_prompts_steps_memory_and_time(n
         for known in (MODELS[model] for model in {plan.model, plan.judge} & set(MODELS)):
             assert known.licence in told and (f"accept it at {known.page}" in told) is known.gated
         assert (told.count("datasets/LLM-Tuning-Safety/HEx-PHI") == len(plans)) is (plan.prompts == "HEx-PHI")
+        assert ("are never loaded" in told) is (plan.prompts == "HEx-PHI")
         if plan.name not in ("cpu", "tiny"):
             assert "GiB" in told and "never measured by anybody; about" in told and "minutes" not in told
             assert re.search(r"a guess is \d+\.\d hours", told)
