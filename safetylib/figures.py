@@ -877,7 +877,7 @@ def escape_along_training(panels: dict[str, object]) -> plt.Figure:
     """Escape probability 1 - Q_t(r, r) at every checkpoint: a line a run, mean over its seeds and prompts, with the range of
     its seeds.
 
-    ``panels`` maps a title to a :class:`safetylib.study.laws.Trajectories`. Colours are learning rates, line styles decays;
+    ``panels`` maps a title to a :class:`safetylib.study.laws.Trajectories`, two of the same runs a row. Colours are learning rates, line styles decays;
     checkpoints stand equally far apart.
     """
     rows = -(-len(panels) // 2)
@@ -903,7 +903,8 @@ def escape_along_training(panels: dict[str, object]) -> plt.Figure:
             )
         axes.set_xticks(places, series.steps)
         axes.set_title(title, fontsize=11)
-        axes.legend(fontsize=6.5)
+        if axes in grid[:, 1] or title == list(panels)[-1]:  # panels of one row share their runs
+            axes.legend(fontsize=6.5)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     figure.supxlabel("optimiser steps taken", color=INK)
