@@ -1,6 +1,7 @@
 """What is read off the parts' tables: HarmBench, along training, teacher forcing, ablations; and the operating point; on tables
 made by hand."""
 
+import re
 from itertools import product
 
 import pandas as pd
@@ -265,6 +266,13 @@ def test_a_contrast_tells_what_its_verdict_rests_on(tmp_path, monkeypatch):
         for seed in (0, 1, 2)
         for row in refusals(arm, share, seed, depth=5, prompts=[f"p{n}" for n in range(80)])
     ]
+    rows += [  # every member refuses one harmless prompt in ten, whatever its arm
+        {"arm": arm, "seed": seed, "kind": kind, "prompt": f"{kind}{n}", "refused": n % 10 == seed}
+        for arm in ("cyclic", "uniform", "random", "shallow", "deep")
+        for seed in (0, 1, 2)
+        for kind in ("plain", "borderline")
+        for n in range(40)
+    ]
     results = made(tmp_path / "made", rows, depths=(5,), headline=(5,))
     monkeypatch.setattr(findings, "load", lambda: results)
     monkeypatch.setattr(findings, "primary_contrasts", findings.primary_contrasts.__wrapped__)  # not what others cached
@@ -274,6 +282,8 @@ def test_a_contrast_tells_what_its_verdict_rests_on(tmp_path, monkeypatch):
     assert (
         "without pooling: reproduced" in found.evidence and "by the independent detector: undecided" in found.evidence
     )
+    prices = re.findall(r"0\.10 of (plain|borderline) prompts: (-?\d\.\d\d) \[", found.evidence)
+    assert [kind for kind, _ in prices] == ["plain", "borderline"] and all(0 < float(lead) < 0.9 for _, lead in prices)
 
 
 @pytest.mark.parametrize(
