@@ -42,7 +42,7 @@ def curve(arm: str, depths: tuple[int, ...] = SOME_DEPTHS, prompts: int = 32) ->
     model = models.with_adapters(study.base, plan.recipe.lora, 0)
     train.train(model, augment.batches(arm, plan.recipe, study.material, 0), plan.recipe, silent=True)
     model = model.merge_and_unload().eval()
-    peer = copy.deepcopy(model)
+    peer, prepacked = copy.deepcopy(model), models.for_inference(model)  # once a model, as loading is
     peer.set_attn_implementation("sdpa")
     group = study.chosen("harmful", "test")
     questions, trunks = [study.ids[prompt.id] for prompt in group], [study.answers[prompt.id] for prompt in group]
@@ -65,9 +65,7 @@ def curve(arm: str, depths: tuple[int, ...] = SOME_DEPTHS, prompts: int = 32) ->
         return found
 
     def ours() -> dict[tuple[int, int], list[int]]:
-        found = generate.depth_responses(
-            models.for_inference(model), questions, trunks, depths, WITHIN, 0, eos, lambda _: False
-        )
+        found = generate.depth_responses(prepacked, questions, trunks, depths, WITHIN, 0, eos, lambda _: False)
         return {key: response.tokens for key, response in found.items()}
 
     first, second = theirs(), ours()

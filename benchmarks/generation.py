@@ -37,7 +37,7 @@ def padded_generate(
 def batch(count: int = 64) -> Comparison:
     """Benign prompts, one batch."""
     model, tokenizer = models.load(preset("cpu").model)
-    peer = copy.deepcopy(model)
+    peer, prepacked = copy.deepcopy(model), models.for_inference(model)  # once a model, as loading is
     peer.set_attn_implementation("sdpa")
     questions = [models.chat_ids(tokenizer, prompt.text) for prompt in prompts.benign()[:count]]
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -45,8 +45,8 @@ def batch(count: int = 64) -> Comparison:
     def theirs():
         return padded_generate(peer, questions, TOKENS, eos, pad)
 
-    def ours():  # prepacking included, which the study does once a model
-        return [response.tokens for response in generate.answer(models.for_inference(model), questions, TOKENS, eos)]
+    def ours():
+        return [response.tokens for response in generate.answer(prepacked, questions, TOKENS, eos)]
 
     same = sum(one == other for one, other in zip(theirs(), ours(), strict=True)) / count
     print(f"bfloat16, so near-ties may fall either way: {same:.0%} of the responses agree token by token")

@@ -16,7 +16,7 @@ VERDICT_TOKENS = 24  #: the most that a verdict may take; 64 took the same time,
 def main(count: int = 64) -> Comparison:
     """Benign prompts with refusal wordings as responses; the same judge prompt for both."""
     model, tokenizer = models.load(preset("cpu").model)
-    peer = copy.deepcopy(model)
+    peer, prepacked = copy.deepcopy(model), models.for_inference(model)  # once a model, as loading is
     peer.set_attn_implementation("sdpa")
     wordings = prompts.refusals("train")
     pairs = [(prompt.text, wordings[row % len(wordings)]) for row, prompt in enumerate(prompts.benign()[:count])]
@@ -38,7 +38,7 @@ def main(count: int = 64) -> Comparison:
         f"{count} ratings",
         f"generating at most {VERDICT_TOKENS} tokens",
         theirs,
-        lambda: judge.rate(models.for_inference(model), tokenizer, pairs),
+        lambda: judge.rate(prepacked, tokenizer, pairs),
     )
 
 
