@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from made_models import lively
 from peft import PeftModel
 from test_study_attention import CASES, alone, assert_close, packed_logits, prefilled, step, with_reference
 from test_study_generate import alone as greedy
@@ -21,23 +22,12 @@ from safetylib.study.augment import Example
 from safetylib.study.presets import GROUPS, PRESETS, preset
 from safetylib.study.registry import MODELS, Shape
 from safetylib.study.results import Results
-from safetylib.study.tiny import FAMILIES, byte_tokenizer, tiny_model
+from safetylib.study.tiny import FAMILIES, byte_tokenizer
 from safetylib.study.units import Study
 
 CUDA = torch.device("cuda")
 TINY = PRESETS["tiny"]
 LORA = TINY.recipe.lora
-
-
-def lively(family, chat=True):
-    """A tiny model whose attention is sharp, whose answers vary, and which hardly ever ends them by itself."""
-    model, tokenizer = tiny_model(family, torch.float32, chat)
-    with torch.no_grad():
-        for weight in model.model.layers.parameters():
-            if weight.dim() == 2:
-                weight.mul_(8)
-        model.get_output_embeddings().weight[tokenizer.eos_token_id] = 0
-    return model, tokenizer
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -415,42 +415,21 @@ def test_accepted_tables_can_be_compared_with_the_next_run(small, capsys):
     assert (small / "runs" / "made" / "tables" / "manifest.json").is_file()
 
 
-def test_a_comparison_of_fewer_seeds_is_recorded_and_goes_with_the_tables_that_it_speaks_of(small, capsys):
-    with pytest.raises(ValueError, match="there are none in results/made"):
-        run.main("made", record=True)
-    run.main("made", accept=True)
-    with pytest.raises(ValueError, match="nothing to record"):
-        run.main("made", seeds=1, record=True)
-    stored = small / "results" / "made"
-    table = Results(stored).outcomes
-    table.assign(tokens=table["tokens"] + 1).to_csv(stored / "outcomes.csv.gz", index=False)  # as if from elsewhere
-    run.main("made", seeds=1, record=True)
-    assert "Agrees with the stored results" in (said := capsys.readouterr().out)
-    assert "run again with --accept" not in said.rpartition("Recorded")[2]
-    assert len(Results(small / "runs" / "made" / "tables-of-1").outcomes) == 2 * 6
-    cells = pd.read_csv(stored / "replication" / "cells.csv")
-    assert cells.columns.tolist() == ["kind", "arm", "depth", "stored", "fresh", "difference", "band"]
-    assert len(cells) == 2 * 3 + 2 * 2
-    manifest = json.loads((stored / "replication" / "manifest.json").read_text())
-    assert manifest["plan"]["seeds"] == [0] and Results(stored).manifest["plan"]["seeds"] == [0, 1]
-    run.main("made", accept=True)
-    assert not (stored / "replication").exists()
+def test_fewer_seeds_are_compared_and_leave_the_whole_study_to_go_on(small, capsys):
+    run.main("made", accept=True, into=small / "units")
+    run.main("made", seeds=1, into=small / "units")
+    said = capsys.readouterr().out
+    assert "Agrees with the stored results" in said and "--accept" not in said.rpartition("Agrees")[2]
+    fewer, whole = (Results(small / "units" / name) for name in ("tables-of-1", "tables"))
+    assert fewer.manifest["plan"]["seeds"] == [0] and len(fewer.outcomes) == 2 * 6
+    assert whole.manifest["plan"]["seeds"] == [0, 1] and len(whole.outcomes) == 3 * 6
 
 
 @pytest.mark.parametrize("other", [{"accept": True}, {"renew_stamp": True}, {"part": "forced"}])
-@pytest.mark.parametrize("asked", [{"seeds": 1}, {"record": True}])
-def test_fewer_seeds_and_a_record_are_for_comparing_only(small, asked, other):
+def test_fewer_seeds_are_for_comparing_only(small, other):
     with pytest.raises(ValueError, match="not with --accept, --renew or --part"):
-        run.main("made", **asked, **other)
+        run.main("made", seeds=1, **other)
     assert not list(small.iterdir())
-
-
-def test_a_record_of_another_plan_is_refused_before_measuring(small, monkeypatch):
-    run.main("made", accept=True)
-    replan(small / "results" / "made", model="another")
-    monkeypatch.setattr(Study, "run", lambda *_, **__: pytest.fail("measured"))
-    with pytest.raises(ValueError, match="under another plan"):
-        run.main("made", seeds=1, record=True)
 
 
 @pytest.mark.parametrize("seeds", [0, 3, -1])

@@ -4,23 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made_models import lively
 
 from safetylib.study import generate, models
 from safetylib.study.presets import Lora, preset
-from safetylib.study.tiny import FAMILIES, tiny_model
+from safetylib.study.tiny import FAMILIES
 from safetylib.study.together import Ensemble
 
 LORA = replace(preset("tiny").recipe.lora, rank=4, alpha=8)
 PROMPTS = [[1, 10, 11, *range(30, 30 + length)] for length in (3, 17, 9, 1)]
-
-
-def lively(family):
-    model, _ = tiny_model(family, torch.float32)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "proj" in name or "dense" in name:
-                weight.mul_(6)
-    return model
 
 
 def saved(base, folder, count, lora=LORA):
@@ -44,7 +36,7 @@ def apart(base, folders, limit, eos):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_members_answer_together_as_each_does_alone(family, tmp_path):
-    base = lively(family)
+    base, _ = lively(family)
     folders = saved(base, tmp_path, 3)
     together = Ensemble(base, folders).answer(PROMPTS, 20, -1)
     assert together == apart(base, folders, 20, -1)
@@ -52,7 +44,7 @@ def test_members_answer_together_as_each_does_alone(family, tmp_path):
 
 
 def test_rows_that_end_early_leave_the_others_their_members(tmp_path):
-    base = lively("llama")
+    base, _ = lively("llama")
     folders = saved(base, tmp_path, 3)
     untold = [token for answers in apart(base, folders, 20, -1) for answer in answers for token in answer.tokens]
     # A token that some answers hold, soon or late, and others never do.
@@ -67,7 +59,7 @@ def test_rows_that_end_early_leave_the_others_their_members(tmp_path):
 
 
 def test_a_batch_holds_no_more_rows_than_the_model_can(tmp_path, monkeypatch):
-    base = lively("llama")
+    base, _ = lively("llama")
     folders = saved(base, tmp_path, 2)
     ensemble, seen = Ensemble(base, folders), []
     expected = ensemble.answer(PROMPTS, 6, -1)
@@ -83,7 +75,7 @@ def test_a_batch_holds_no_more_rows_than_the_model_can(tmp_path, monkeypatch):
 
 
 def test_the_base_is_left_as_it_was(tmp_path):
-    base = lively("llama")
+    base, _ = lively("llama")
     folders = saved(base, tmp_path, 2)
     before = generate.answer(base, PROMPTS, 8, -1)
     layers = [type(module) for module in base.modules()]
@@ -94,7 +86,7 @@ def test_the_base_is_left_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("other", [replace(LORA, rank=2), replace(LORA, alpha=4), Lora(4, 8, ".*q_proj")])
 def test_adapters_that_do_not_fit_together_are_refused(tmp_path, other):
-    base = lively("llama")
+    base, _ = lively("llama")
     one, two = saved(base, tmp_path / "one", 1), saved(base, tmp_path / "other", 1, other)
     with pytest.raises(ValueError, match="one rank, scale and set of layers"):
         Ensemble(base, one + two)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -66,27 +65,6 @@ def report(fresh: Path, stored: Path) -> str:
         for row in outside.itertuples()
     ]
     return "\n".join(lines)
-
-
-def record(fresh: Path, stored: Path) -> Path:
-    """Keep the comparison, with the fresh measurement's manifest, beside the stored tables: ``replication/`` in their folder.
-
-    It speaks of these very tables: accepting others drops it.
-
-    Raises
-    ------
-    ValueError
-        The two were measured under different plans, or are the same to the last row: a copy replicates nothing.
-    """
-    new, old, folder = Results(fresh), Results(stored), stored / "replication"
-    table = differences(new, old)
-    again = old.outcomes[old.outcomes["seed"].isin(new.manifest["plan"]["seeds"])].reset_index(drop=True)
-    if again.shape == new.outcomes.shape and same_rows(again, new.outcomes.reset_index(drop=True)).all():
-        raise ValueError("nothing to record: these tables are the stored ones; measure on another machine")
-    folder.mkdir(exist_ok=True)
-    table.to_csv(folder / "cells.csv", index=False, float_format="%.5g")
-    shutil.copy2(fresh / "manifest.json", folder / "manifest.json")
-    return folder
 
 
 def same_rows(first: pd.DataFrame, second: pd.DataFrame) -> pd.Series:

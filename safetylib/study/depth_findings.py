@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 
@@ -85,15 +83,6 @@ def forced_against_generated(results: Results) -> pd.DataFrame:
         .mean()
         .set_axis(["forced", "generated"], axis=1)
     )
-
-
-def replication(results: Results) -> tuple[pd.DataFrame, dict] | None:
-    """The recorded second measurement of the main plan: its cells beside the stored ones
-    (:func:`safetylib.study.compare.differences`), and its manifest; None if none was recorded."""
-    folder = results.folder / "replication"
-    if not folder.is_dir():
-        return None
-    return pd.read_csv(folder / "cells.csv"), json.loads((folder / "manifest.json").read_text("utf-8"))
 
 
 @register(

@@ -81,8 +81,9 @@ def _contrast_claim(other: str, source: str, statement: str, claim: str) -> None
             f"{how}: {decide(row).verdict.partition(':')[0]}, {row.difference}, {row.p_shown}"
             for how, row in others.items()
         )
+        results = load()
         prices = "; ".join(
-            f"{matched.level(load(), kind):.2f} of {kind} prompts: {matched.contrasts(load(), kind)[other]}"
+            f"{matched.level(results, kind):.2f} of {kind} prompts: {matched.contrast(results, other, kind)}"
             for kind in ("plain", "borderline")
         )
         return Finding(

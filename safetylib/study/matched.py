@@ -104,8 +104,7 @@ def level(results: Results, kind: str) -> float:
     return float(np.mean([results.table(arm, kind=kind).mean() for arm in arms]))
 
 
-def contrasts(results: Results, kind: str) -> dict[str, Estimate]:
-    """Cyclic minus each other trained arm, safe outputs at the headline depths, at the :func:`level` of a benign kind."""
-    cyclic, at = refusals(results, "cyclic", kind), level(results, kind)
-    others = [arm for arm in ("uniform", "random", "shallow", "deep") if arm in results.arms]
-    return {arm: difference(cyclic, refusals(results, arm, kind), at) for arm in others}
+def contrast(results: Results, other: str, kind: str) -> Estimate:
+    """Cyclic minus another arm, safe outputs at the headline depths, at the :func:`level` of a benign kind."""
+    cyclic, against = (refusals(results, arm, kind) for arm in ("cyclic", other))
+    return difference(cyclic, against, level(results, kind))

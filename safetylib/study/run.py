@@ -288,7 +288,6 @@ def main(
     part: str | None = None,
     against: Path | None = None,
     seeds: int | None = None,
-    record: bool = False,
 ) -> None:
     """Measure a preset's study (or a group's, one after another), resuming after an interruption, and compare it with the
     stored results.
@@ -312,12 +311,10 @@ def main(
         the change has measured the same units here. The new code's rows are compared with those.
     seeds
         Only the plan's first so many seeds: sooner done, and compared within bands that are wider for it.
-    record
-        Keep the comparison with the stored results beside them, in results/PRESET/replication, for the book to show.
     """
     if preset_name in GROUPS:
         for name in GROUPS[preset_name]:
-            main(name, into and into / name, accept, dry_run, renew_stamp, part, against, seeds, record)
+            main(name, into and into / name, accept, dry_run, renew_stamp, part, against, seeds)
             gc.collect()  # one study's models leave the device before the next one's come
         return
     plan = preset(preset_name)
@@ -328,19 +325,12 @@ def main(
         )
     if against is not None and (not renew_stamp or part is not None):
         raise ValueError("--against belongs to --renew of the main study")
-    if (seeds is not None or record) and (accept or renew_stamp or part is not None):
-        raise ValueError("--seeds and --record belong to a fresh main study: not with --accept, --renew or --part")
+    if seeds is not None and (accept or renew_stamp or part is not None):
+        raise ValueError("--seeds belongs to a fresh main study: not with --accept, --renew or --part")
     if seeds is not None:
         if not 1 <= seeds <= len(plan.seeds):
             raise ValueError(f"--seeds takes 1 to {len(plan.seeds)} for preset {plan.name}, got {seeds}")
         plan = replace(plan, seeds=plan.seeds[:seeds])
-    stored = ROOT / "results" / plan.name
-    if record:
-        known = _stored_plan(stored)
-        if known is None:
-            raise ValueError(f"--record compares with stored results, and there are none in results/{plan.name}")
-        if known | {"seeds": 0} != json.loads(json.dumps(asdict(plan))) | {"seeds": 0}:
-            raise ValueError(f"--record compares with results/{plan.name}, which was measured under another plan")
     if accept and plan.name == "tiny":
         raise ValueError("the tiny preset's model has random weights; its tables are never results")
     print(describe(plan))
@@ -356,6 +346,7 @@ def main(
     if renew_stamp:
         renew(plan, into, against)
         return
+    stored = ROOT / "results" / plan.name
     study = Study(plan, into, per_set=6 if plan.name == "tiny" else None)
     with study.store.held(together=processes > 1):
         study.run(process=process, processes=processes)
@@ -366,8 +357,6 @@ def main(
     if (stored / "manifest.json").is_file():
         print(compare.report(fresh, stored))
     print(diagnostics.report(results.Results(fresh)))
-    if record:
-        print(f"Recorded in {compare.record(fresh, stored).relative_to(ROOT)}.")
     if accept:
         replace_folder(fresh, stored, keep=KEPT)
         print(f"results/{plan.name} now holds these tables.")
