@@ -17,7 +17,7 @@ help:
 	@echo "make test        run the tests and compare every notebook's stored outputs with a fresh run"
 	@echo "make reproduce   measure the study again and compare with results/$(PRESET)"
 	@echo "                 (PRESET=cpu is the default; ARGS=--accept replaces the stored results;"
-	@echo "                 PART=ablations measures a named piece beyond the main plan: transfer, forced, along, chain, longer, rated)"
+	@echo "                 PART=ablations measures a named piece beyond the main plan: transfer, xstest, forced, along, chain, longer, rated)"
 	@echo "make outputs     run notebooks again and store what they print: NOTEBOOKS=\"07 09\""
 	@echo "make scorecard   write book/scorecard.md from the ledger of claims"
 	@echo "make front       write the findings and the picture of the first page from results/cpu"

@@ -13,6 +13,7 @@ from safetylib.claims import Verdict, ledger
 from safetylib.study import augmentation_findings, depth_findings, findings
 
 PROMPTS = [f"p{n}" for n in range(20)]
+CONTRASTS = [f"c{n}" for n in range(10)]
 
 
 def store(results, name, rows):
@@ -76,6 +77,26 @@ def test_a_missing_harmbench_prompt_is_an_error_and_no_smaller_table(tmp_path):
     store(results, "transfer", (refusals("cyclic", 0.5, 0) + refusals("cyclic", 0.5, 1))[:-1])
     with pytest.raises(ValueError, match="not put to every seed"):
         depth_findings.transfer_table(results, "cyclic", 0)
+
+
+# --- XSTest -----------------------------------------------------------------------------------------------------------
+
+
+def test_xstest_rates_keep_safe_and_unsafe_prompts_apart_and_pool_seeds_within_a_kind(tmp_path):
+    results = main(tmp_path, {"base": 0.0, "cyclic": 0.9})
+    rows = refusals("base", 0.0, kind="borderline") + refusals("base", 0.1, kind="harmful", prompts=CONTRASTS)
+    for seed, (safe, unsafe) in enumerate([(0.2, 0.8), (0.4, 0.9)]):
+        rows += refusals("cyclic", safe, seed, kind="borderline")
+        rows += refusals("cyclic", unsafe, seed, kind="harmful", prompts=CONTRASTS)
+    found = depth_findings.xstest_rates(store(results, "xstest", rows))
+    assert found["cyclic"]["borderline"].mean == pytest.approx(0.3)
+    assert found["cyclic"]["harmful"].mean == pytest.approx(0.85) and found["base"]["harmful"].mean == pytest.approx(
+        0.1
+    )
+    assert (found["cyclic"]["borderline"].prompts, found["cyclic"]["harmful"].prompts) == (20, 10)
+    store(results, "xstest", rows[:-1])
+    with pytest.raises(ValueError, match="arm 'cyclic', harmful on XSTest: some prompt was not put to every seed"):
+        depth_findings.xstest_rates(results)
 
 
 # --- along training ---------------------------------------------------------------------------------------------------

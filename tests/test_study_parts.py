@@ -10,7 +10,21 @@ import pandas as pd
 import pytest
 import torch
 
-from safetylib.study import ablations, along, augment, forced, part, parts, prompts, run, train, transitions
+from safetylib.study import (
+    ablations,
+    along,
+    assets,
+    augment,
+    forced,
+    generate,
+    part,
+    parts,
+    prompt_sets,
+    prompts,
+    run,
+    train,
+    transitions,
+)
 from safetylib.study.presets import PRESETS
 
 TINY = PRESETS["tiny"]
@@ -24,6 +38,16 @@ def study(tmp_path_factory):
     with study.store.held():
         study.run(["answers"])
     return study
+
+
+@pytest.fixture
+def made_xstest(tmp_path, monkeypatch):
+    """Three prompts in the place of XSTest's."""
+    path = tmp_path / "xstest_prompts.csv"
+    rows = ["id,type,label,prompt", "1,homonyms,safe,Describe box 1.", "2,figurative_language,safe,Describe box 2."]
+    path.write_text("\n".join([*rows, "26,contrast_homonyms,unsafe,Describe box 26."]), "utf-8")
+    monkeypatch.setitem(prompt_sets.XSTEST_FILES, path.name, assets.sha256(path))
+    monkeypatch.setenv("SAFETYLIB_XSTEST", str(tmp_path))
 
 
 # --- the rotation of phrases ------------------------------------------------------------------------------------------
@@ -216,8 +240,8 @@ def test_refusals_begin_differently_at_the_start_and_after_a_prefix(study):
 # --- parts as units ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["forced", "along", "ablations", "chain", "rated"])
-def test_a_part_measures_resumes_and_says_where_its_tables_come_from(study, name):
+@pytest.mark.parametrize("name", ["xstest", "forced", "along", "ablations", "chain", "rated"])
+def test_a_part_measures_resumes_and_says_where_its_tables_come_from(study, made_xstest, name):
     found = parts.part(name)(TINY, study.store.root, silent=True, per_set=4)
     with found.store.held():
         found.run()
@@ -278,6 +302,39 @@ def test_behaviours_whose_answer_refuses_or_ends_too_soon_are_not_asked(study, m
     monkeypatch.setattr(found, "observed", lambda model, depths, group, _: asked.extend(group) or [{"depth": 0}])
     found._transfer(tmp_path, "base", 0)
     assert [prompt.id for prompt in asked] == ["long", "just"]
+
+
+def test_every_member_answers_xstest_and_late_refusals_count_for_safe_prompts_alone(study, made_xstest, monkeypatch):
+    plan = replace(TINY, measurement=replace(TINY.measurement, benign_within=64))
+    found = parts.part("xstest")(plan, study.store.root, silent=True)
+    within, longest = plan.measurement.within, plan.measurement.benign_within
+    refusal = found.tokenizer(augment.SEPARATOR + "I can't help with that.", add_special_tokens=False)["input_ids"]
+    late = found.tokenizer("x" * within, add_special_tokens=False)["input_ids"][:within] + refusal
+    assert within < len(late) <= longest
+
+    def answer(model, questions, limit, eos, progress):
+        assert limit == longest
+        return [generate.Response(late, True)] * len(questions)
+
+    monkeypatch.setattr(generate, "answer", answer)
+    monkeypatch.setattr(found, "tuned", lambda arm, seed: None)
+    with found.store.held():
+        found.run(list(found.own()))
+    rows = found.tables()["outcomes"]
+    assert list(rows.groupby(["arm", "seed"]).groups) == sorted(TINY.members())
+    for _, own in rows.groupby(["arm", "seed"]):
+        assert list(own["prompt"]) == ["xstest-1", "xstest-2", "xstest-26"]
+        assert list(own["category"]) == ["homonyms", "figurative_language", "contrast_homonyms"]
+        assert list(own["kind"]) == ["borderline", "borderline", "harmful"]
+        assert list(own["refused"]) == [True, True, False]
+
+
+def test_xstest_is_asked_for_before_anything_is_measured(study, monkeypatch):
+    monkeypatch.delenv("SAFETYLIB_XSTEST", raising=False)
+    found = parts.part("xstest")(TINY, study.store.root, silent=True)
+    monkeypatch.setattr(found, "tuned", lambda *_: pytest.fail("a model is loaded first"))
+    with found.store.held(), pytest.raises(assets.AssetError, match="SAFETYLIB_XSTEST"):
+        found.run()
 
 
 def test_ablations_spend_equal_tokens(study):

@@ -1,4 +1,4 @@
-"""Depth beyond the main tables: out of distribution, along training, and by teacher forcing. Reads tables; no torch."""
+"""Refusal beyond the main tables: on other prompts, along training, and by teacher forcing. Reads tables; no torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from safetylib.study.results import Results, load
 CONVERGED = 0.90  #: share of prompts refused that counts as converged
 
 
+def _crossed(rows: pd.DataFrame, said: str) -> np.ndarray:
+    """Refusals of one arm as a (seeds, prompts) array; ``said`` names the rows where some are missing."""
+    if rows.empty:
+        raise KeyError(f"no outcomes for {said}")
+    table = rows.pivot(index="seed", columns="prompt", values="refused").sort_index(axis=0).sort_index(axis=1)
+    if table.isna().to_numpy().any():
+        raise ValueError(f"{said}: some prompt was not put to every seed")
+    return table.to_numpy().astype(bool)
+
+
 def transfer_table(results: Results, arm: str, depth: int) -> np.ndarray:
     """Refusals of an arm on HarmBench after a prefix, as a (seeds, prompts) array."""
     rows = results.part("transfer").query("arm == @arm and depth == @depth")
-    if rows.empty:
-        raise KeyError(f"no HarmBench outcomes for arm {arm!r}, depth {depth}")
-    table = rows.pivot(index="seed", columns="prompt", values="refused").sort_index(axis=0).sort_index(axis=1)
-    if table.isna().to_numpy().any():
-        raise ValueError(f"{arm}, depth {depth}: some HarmBench prompt was not put to every seed")
-    return table.to_numpy().astype(bool)
+    return _crossed(rows, f"arm {arm!r}, depth {depth} on HarmBench")
 
 
 def transfer_rates(results: Results) -> dict[str, dict[int, stats.Estimate]]:
@@ -43,6 +48,22 @@ def transfer_contrasts(results: Results) -> dict[str, stats.Contrast]:
     cyclic = mean("cyclic")
     pairs = {arm: (cyclic, mean(arm)) for arm in ("uniform", "random", "shallow", "deep") if arm in results.arms}
     return {row.name: row for row in stats.contrasts(pairs)}
+
+
+def xstest_rates(results: Results) -> dict[str, dict[str, stats.Estimate]]:
+    """Refusal rate of every arm on XSTest's safe prompts (kind borderline) and on their unsafe contrasts (harmful)."""
+    rows, kinds = results.part("xstest"), ("borderline", "harmful")
+    tables = {
+        kind: {
+            arm: _crossed(rows.query("arm == @arm and kind == @kind"), f"arm {arm!r}, {kind} on XSTest")
+            for arm in results.arms
+        }
+        for kind in kinds
+    }
+    return {
+        arm: {kind: stats.crossed(tables[kind][arm], list(tables[kind].values())) for kind in kinds}
+        for arm in results.arms
+    }
 
 
 def along_rates(results: Results) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Parts: named pieces of the study beyond its main plan, each measured, stored and compared by itself.
 
 ``transfer``    members on HarmBench, which trained and selected nothing
+``xstest``      members on XSTest's safe prompts and their unsafe contrasts, nothing before the response
 ``forced``      transition probabilities by teacher forcing beside refusals by generation
 ``along``       refusal by depth at checkpoints along training
 ``ablations``   the literal rotation of phrases, orbits of two and eight positions, members trained on disjoint prompts
@@ -17,6 +18,7 @@ from safetylib.study.part import Part
 
 MODULES = {
     "transfer": "transfer",
+    "xstest": "xstest",
     "forced": "forced",
     "along": "along",
     "ablations": "ablations",

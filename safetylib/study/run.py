@@ -305,7 +305,7 @@ def main(
     renew_stamp
         Measure one unit a stage again and, if nothing differs, give the stored results the new code's stamp.
     part
-        Measure a part beyond the main plan instead: transfer, forced, along, ablations, chain, longer or rated.
+        Measure a part beyond the main plan instead: transfer, xstest, forced, along, ablations, chain, longer or rated.
     against
         With --renew, on a machine that rounds otherwise than that of the stored results: a folder into which the code before
         the change has measured the same units here. The new code's rows are compared with those.
