@@ -1,6 +1,7 @@
 """Prepacked layers compute what plain ones do, and are left out where they cannot."""
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -29,6 +30,13 @@ def test_a_prepacked_layer_gives_the_same_numbers_to_the_bit(rows, bias):
     with torch.inference_mode():
         found, expected = prepacked.PrepackedLinear(linear)(inputs), linear(inputs)
     assert torch.equal(found, expected) and found.shape == (rows, 1, 160) and found.abs().max() > 0.1
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not torch.backends.mkldnn.is_available(), reason="oneDNN serves x86 processors"
+)
+def test_where_onednn_is_layers_are_prepacked_so_that_the_tests_here_cannot_all_skip_themselves():
+    assert prepacked._works(torch.float32)
 
 
 def test_looking_whether_it_works_draws_from_nobodys_random_numbers():
