@@ -72,6 +72,12 @@ def test_the_interval_grows_with_each_source_of_variation():
     assert fewer_seeds.freedom < whole.freedom
 
 
+def test_a_source_of_n_has_n_minus_one_degrees_of_freedom_and_one_of_one_has_none():
+    benign = np.arange(30)[None] < 9
+    found = matched.difference((np.ones((1, 1, 1), bool), benign), (np.zeros((1, 1, 1), bool), benign), 0.2)
+    assert found.mean == pytest.approx(0.2 / 0.3) and found.standard_error > 0 and found.freedom == pytest.approx(29)
+
+
 def test_intervals_cover_the_difference_between_arms():
     """Two arms alike in truth: with seeds and prompts drawn anew, about one interval in twenty misses zero, or fewer."""
     missed = 0

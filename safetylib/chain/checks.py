@@ -38,11 +38,13 @@ def check_range(name: str, value, interval: str) -> np.ndarray:
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be numeric, got {value!r}") from None
     low, high = _ends(interval)
-    above = array >= low if interval[0] == "[" else array > low
-    below = array <= high if interval[-1] == "]" else array < high
-    if not (inside := above & below).all():
-        outside = ~inside
-        raise ValueError(f"{name} must lie in {interval}, got {array[outside].flat[0]:g}")
+    values = array if array.ndim else array.item()  # a plain number is compared much faster than an array of one
+    above = values >= low if interval[0] == "[" else values > low
+    below = values <= high if interval[-1] == "]" else values < high
+    inside = above & below
+    if not (inside.all() if array.ndim else inside):
+        outside = array[~inside] if array.ndim else array
+        raise ValueError(f"{name} must lie in {interval}, got {outside.flat[0]:g}")
     return array
 
 
