@@ -94,6 +94,13 @@ def test_xstest_rates_keep_safe_and_unsafe_prompts_apart_and_pool_seeds_within_a
         0.1
     )
     assert (found["cyclic"]["borderline"].prompts, found["cyclic"]["harmful"].prompts) == (20, 10)
+    for row in rows:
+        row["category"] = "even" if row["prompt"] in PROMPTS[::2] else "odd"
+    types = depth_findings.xstest_types(store(results, "xstest", rows), "cyclic")
+    assert {name: (found.mean, found.prompts, found.seeds) for name, found in types.items()} == {
+        "even": (pytest.approx(0.3), 10, 2),
+        "odd": (pytest.approx(0.3), 10, 2),
+    }
     store(results, "xstest", rows[:-1])
     with pytest.raises(ValueError, match="arm 'cyclic', harmful on XSTest: some prompt was not put to every seed"):
         depth_findings.xstest_rates(results)

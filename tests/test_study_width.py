@@ -121,8 +121,10 @@ def test_the_average_is_taken_over_every_subset_and_its_output_judged(tmp_path):
     members = width.members_of(results, "cyclic")
     # Means of pairs: .8 .55 | .5 .15 | .4 .5. With .6 only pair (0, 1) refuses p0; on p1 it answers through member 0.
     # Pair (0, 2): member 2 speaks on p0, anyone on p1. Pair (1, 2): member 2 speaks on both.
-    assert width.averaged(results, members, 2, 0, 0.6) == pytest.approx(1 / 6)
-    assert width.averaged(results, members, 2, 0, 0.45) == pytest.approx((1 + 1 + 1 + 0 + 0 + 1) / 6)
+    assert width.averaged(results, members, 2, 0, 0.6).mean == pytest.approx(1 / 6)
+    assert width.averaged(results, members, 2, 0, 0.45).mean == pytest.approx((1 + 1 + 1 + 0 + 0 + 1) / 6)
+    both = np.array([1 + 1 + 0, 1 + 0 + 1]) / 3  # shares of safe outputs by prompt: the interval is over prompts
+    assert width.averaged(results, members, 2, 0, 0.45).standard_error == pytest.approx(both.std(ddof=1) / 2**0.5)
 
 
 def test_the_averages_over_refusal_is_read_off_rated_benign_answers(tmp_path):
@@ -140,9 +142,12 @@ def test_the_averages_over_refusal_is_read_off_rated_benign_answers(tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / "rated" / "outcomes.csv.gz", index=False)
     members = width.members_of(results, "cyclic")
     # Pairs' means on p0: .8, .55, .45; on p1, of the scored alone: .1, .1, none, which answers.
-    assert width.averaged_over_refusal(results, members, 2, "plain", 0.5) == pytest.approx(2 / 6)
-    assert width.averaged_over_refusal(results, members, 2, "plain", 0.05) == pytest.approx(5 / 6)
-    assert width.averaged_over_refusal(results, members, 3, "borderline", 0.5) == 1
+    assert width.averaged_over_refusal(results, members, 2, "plain", 0.5).mean == pytest.approx(2 / 6)
+    assert width.averaged_over_refusal(results, members, 2, "plain", 0.05).mean == pytest.approx(5 / 6)
+    everything = width.averaged_over_refusal(results, members, 3, "borderline", 0.5)
+    assert (everything.mean, everything.high, everything.seeds) == (1, 1, 1) and 0 < everything.low < 1, (
+        "Wilson's interval"
+    )
 
 
 def test_a_parts_votes_stand_in_the_order_of_the_main_tables():

@@ -66,6 +66,15 @@ def xstest_rates(results: Results) -> dict[str, dict[str, stats.Estimate]]:
     }
 
 
+def xstest_types(results: Results, arm: str) -> dict[str, stats.Estimate]:
+    """Refusal rate of an arm on XSTest's safe prompts, by their type."""
+    rows = results.part("xstest").query("arm == @arm and kind == 'borderline'")
+    return {
+        category: stats.crossed(_crossed(of_type, f"arm {arm!r}, {category} on XSTest"))
+        for category, of_type in rows.groupby("category", sort=False)
+    }
+
+
 def along_rates(results: Results) -> pd.DataFrame:
     """Refusal rate on validation prompts by arm, seed, checkpoint (rows) and depth (columns)."""
     rows = results.part("along")

@@ -141,20 +141,29 @@ def net_gain(harmful: np.ndarray, benign: np.ndarray, width: int, rule: str) -> 
     return stats.Estimate(float(mean), float(low), float(high), float(error), float(freedom), sum(map(len, gains)), 1)
 
 
-def averaged(results: Results, members: list[tuple[str, int]], width: int, depth: int, threshold: float) -> float:
-    """Share of safe outputs under the rule ``average``, over every ensemble of ``width`` and every prompt."""
+def _over_prompts(shares: list[np.ndarray]) -> stats.Estimate:
+    """Mean over ensembles and prompts of (prompts,) outcomes, one an ensemble, with an interval *given the members*."""
+    table = np.mean(shares, axis=0)[None]
+    return stats.crossed(table.astype(bool) if np.isin(table, (0, 1)).all() else table).within(0, 1)
+
+
+def averaged(
+    results: Results, members: list[tuple[str, int]], width: int, depth: int, threshold: float
+) -> stats.Estimate:
+    """Share of safe outputs under the rule ``average``, over every ensemble of ``width``; the interval is given the members."""
     columns = [member_table(results, members, name, depth) for name in ("refused", "complied_after", "safety")]
     ballots = [
         decide(*(column[list(subset)] for column in columns), "average", threshold)
         for subset in combinations(range(len(members)), width)
     ]
-    return float(np.mean([~ballot.unsafe for ballot in ballots]))
+    return _over_prompts([~ballot.unsafe for ballot in ballots])
 
 
 def averaged_over_refusal(
     results: Results, members: list[tuple[str, int]], width: int, kind: str, threshold: float
-) -> float:
-    """Share of benign prompts of a kind that the rule ``average`` refuses, over every ensemble of ``width`` and every prompt.
+) -> stats.Estimate:
+    """Share of benign prompts of a kind that the rule ``average`` refuses, over every ensemble of ``width``; the interval is
+    given the members.
 
     Raises
     ------
@@ -167,7 +176,7 @@ def averaged_over_refusal(
         decide(nothing[list(subset)], nothing[list(subset)], safety[list(subset)], "average", threshold)
         for subset in combinations(range(len(members)), width)
     ]
-    return float(np.mean([ballot.refuses for ballot in ballots]))
+    return _over_prompts([ballot.refuses for ballot in ballots])
 
 
 def part_votes(outcomes: pd.DataFrame, members: list[tuple[str, int]], depth: int, kind: str = "harmful") -> np.ndarray:
