@@ -35,6 +35,14 @@ def padded(batch: list[augment.Example], pad: int) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(values) for name, values in rows.items()}
 
 
+def masked(example: augment.Example) -> dict[str, list[int]]:
+    """Token ids, and which of them are the target's."""
+    return {
+        "input_ids": example.context + example.target,
+        "completion_mask": [0] * len(example.context) + [1] * len(example.target),
+    }
+
+
 @cache
 def work(steps: int = STEPS) -> tuple[Study, Recipe, list[list[augment.Example]]]:
     """The cyclic arm's own batches, the same for all."""
@@ -100,14 +108,7 @@ def sft() -> Comparison | None:
         return None
 
     def trained(model, batches, study, settings):
-        rows = [
-            {
-                "input_ids": example.context + example.target,
-                "completion_mask": [0] * len(example.context) + [1] * len(example.target),
-            }
-            for batch in batches
-            for example in batch
-        ]
+        rows = [masked(example) for batch in batches for example in batch]
         arguments = SFTConfig(
             **settings, completion_only_loss=True, gradient_checkpointing=False, bf16=False, max_length=None
         )

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from safetylib.study import agreement, assets, judging, labelled, results
+from safetylib.claims import Verdict
+from safetylib.study import agreement, assets, judging, judging_findings, labelled, results
 from safetylib.study.labelled import Item, Text
 from safetylib.study.presets import preset
 from safetylib.study.store import Store, StoreError
@@ -376,3 +377,20 @@ def test_xstests_agreement_follows_from_peoples_labels():
     for name, table in fresh.items():
         kept = stored(name).reset_index(drop=True)
         pd.testing.assert_frame_equal(table, kept[table.columns], atol=1e-4, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fails", "judge", "detector"),
+    [
+        (0.1, 0.3, False, Verdict.REPRODUCED, Verdict.REPRODUCED),
+        (0.1, 0.3, True, Verdict.UNDECIDED, Verdict.UNDECIDED),
+        (-0.1, 0.3, False, Verdict.UNDECIDED, Verdict.UNDECIDED),
+        (-0.3, -0.1, True, Verdict.UNDECIDED, Verdict.NOT_REPRODUCED),  # a stand-in that fails refutes no other judge
+    ],
+)
+def test_what_is_said_of_a_judge_and_of_the_detector(monkeypatch, low, high, fails, judge, detector):
+    row = {"kappa": 0.5, "low": 0.4, "high": 0.6, "floor": 0.4, "above": (low + high) / 2, "fails": fails}
+    row |= {"above_low": low, "above_high": high, "n": 10, "prompts": 5, "unscored": 0}
+    monkeypatch.setattr(judging_findings.Judged, "row", lambda self, *_: pd.Series(row, dtype=object))
+    assert judging_findings.language_model_judge().verdict == judge
+    assert judging_findings.detector_against_people().verdict == detector

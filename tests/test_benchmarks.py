@@ -89,3 +89,19 @@ def test_what_was_measured_before_an_interruption_is_stored(bench, monkeypatch, 
     with pytest.raises(KeyboardInterrupt):
         command.main([])
     assert list(pd.read_csv(tmp_path / "benchmarks.csv")["benchmark"]) == ["slow"]
+
+
+def test_both_trainers_learn_the_targets_alone():
+    pytest.importorskip("torch")
+    from benchmarks import training_step
+    from safetylib.study.augment import Example
+
+    batch = [Example([1, 2, 3], [4, 5], "refusal", 0), Example([6], [7], "anchor", 0)]
+    assert [training_step.masked(example) for example in batch] == [
+        {"input_ids": [1, 2, 3, 4, 5], "completion_mask": [0, 0, 0, 1, 1]},
+        {"input_ids": [6, 7], "completion_mask": [0, 1]},
+    ]
+    found = training_step.padded(batch, pad=9)
+    assert found["input_ids"].tolist() == [[1, 2, 3, 4, 5], [6, 7, 9, 9, 9]]
+    assert found["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+    assert found["labels"].tolist() == [[-100, -100, -100, 4, 5], [-100, 7, -100, -100, -100]]

@@ -486,6 +486,21 @@ def test_the_embedded_model_is_not_refused_on_a_small_laptop():
     assert memory.of_preset(PRESETS["cpu"], 8 * GIB, packed=False).peak < 6 * GIB
 
 
+def test_on_a_cpu_the_untuned_model_is_there_once_more_prepacked_and_so_is_a_member():
+    plan = PRESETS["cpu"]
+    shape, room = MODELS[plan.model].shape, float("inf")
+    cpu, gpu = (
+        memory.estimate(shape, None, plan.recipe, plan.measurement, packed, 2, room) for packed in (False, True)
+    )
+    unpacked = memory.weights(shape, False, 2) - memory.weights(shape, True, 2)
+    margin = gpu.phases["judging"] / (
+        memory.weights(shape, True, 2) + memory.reading(shape, 2, generate.most_rows(shape), generate.PACKED_TOKENS)
+    )
+    for phase, copies in {"training": 1, "generation": 2, "judging": 1}.items():
+        more = margin * (unpacked + copies * memory.prepacked(shape, 2))
+        assert cpu.phases[phase] - gpu.phases[phase] == pytest.approx(more, rel=1e-6), phase
+
+
 def test_more_of_anything_needs_more_memory():
     plan = PRESETS["paper-phi"]
     least = memory.of_preset(plan, 80 * GIB).phases
