@@ -873,42 +873,33 @@ def laws_along_training(panels: dict[str, tuple]) -> plt.Figure:
     return figure
 
 
-def escape_along_training(panels: dict[str, object]) -> plt.Figure:
-    """Escape probability 1 - Q_t(r, r) at every checkpoint: a line a run, mean over its seeds and prompts, with the range of
-    its seeds.
+def escape_along_training(panels: dict[str, tuple]) -> plt.Figure:
+    """Escape probability 1 - Q_t(r, r) at every checkpoint: a line a run, mean over its seeds and prompts, shaded from the
+    lowest seed to the highest.
 
-    ``panels`` maps a title to a :class:`safetylib.study.laws.Trajectories`, two of the same runs a row. Colours are learning rates, line styles decays;
-    checkpoints stand equally far apart.
+    ``panels`` maps a title to (alpha, gamma, steps, values), values of Q as (seeds, runs, steps, prompts). Colours are learning
+    rates, line styles decays; checkpoints stand equally far apart.
     """
-    rows = -(-len(panels) // 2)
-    figure, grid = plt.subplots(
-        rows, 2, layout="constrained", sharex=True, sharey=True, figsize=(6.8, 2.7 * rows + 0.3), squeeze=False
-    )
-    for axes, (title, series) in zip(grid.flat, panels.items(), strict=False):
-        by_seed = 1 - series.values.mean(axis=3)
-        alphas, gammas = sorted(set(series.alpha)), sorted(set(series.gamma))
-        places = range(len(series.steps))
-        for run, (alpha, gamma) in enumerate(zip(series.alpha, series.gamma, strict=True)):
-            color, dashes = PALETTE[alphas.index(alpha) % 6], DASHES[gammas.index(gamma)]
-            axes.fill_between(places, by_seed[:, run].min(axis=0), by_seed[:, run].max(axis=0), color=color, alpha=0.1)
-            label = rf"$\alpha$ = {alpha:g}, $\gamma$ = {gamma:g}"
+    figure, grid = _in_column(len(panels), sharex=True, squeeze=False)
+    for axes, (title, (alpha, gamma, steps, values)) in zip(grid[:, 0], panels.items(), strict=True):
+        by_seed = 1 - values.mean(axis=3)
+        alphas, gammas, places = sorted(set(alpha)), sorted(set(gamma)), range(len(steps))
+        for run in range(len(alpha)):
+            look = PALETTE[alphas.index(alpha[run]) % 6]
+            axes.fill_between(places, by_seed[:, run].min(axis=0), by_seed[:, run].max(axis=0), color=look, alpha=0.1)
             axes.plot(
                 places,
                 by_seed[:, run].mean(axis=0),
-                color=color,
-                linestyle=dashes,
-                marker=MARKERS[alphas.index(alpha) % 6],
-                markersize=4,
-                label=label,
+                color=look,
+                linestyle=DASHES[gammas.index(gamma[run])],
+                marker=MARKERS[alphas.index(alpha[run]) % 6],
+                markersize=5,
+                label=rf"$\alpha$ = {alpha[run]:g}, $\gamma$ = {gamma[run]:g}",
             )
-        axes.set_xticks(places, series.steps)
-        axes.set_title(title, fontsize=11)
-        if axes in grid[:, 1] or title == list(panels)[-1]:  # panels of one row share their runs
-            axes.legend(fontsize=6.5)
-    for axes in list(grid.flat)[len(panels) :]:
-        axes.set_visible(False)
-    figure.supxlabel("optimiser steps taken", color=INK)
-    figure.supylabel("escape probability $1 - Q_t(r, r)$", color=INK)
+        axes.set_xticks(places, steps)
+        axes.set(title=title, ylim=(-0.03, 1.03), ylabel="escape $1 - Q_t(r, r)$")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    grid[-1, 0].set_xlabel("optimiser steps taken")
     return figure
 
 

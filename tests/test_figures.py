@@ -7,7 +7,6 @@ import pytest
 from made_results import made
 
 from safetylib import figures
-from safetylib.study import laws
 
 
 @pytest.mark.parametrize("arms", [("base", "cyclic"), ("cyclic", "late", "base"), ("late", "early")])
@@ -28,16 +27,14 @@ def test_depth_curves_draw_the_arms_that_there_are(tmp_path, arms):
 
 def test_escape_is_drawn_run_by_run_with_a_colour_a_learning_rate_and_a_dash_a_decay():
     values = np.linspace(0.1, 0.9, 2 * 4 * 3 * 5).reshape(2, 4, 3, 5)
-    values[:, :, 0] = 0.2
-    series = laws.Trajectories(
-        "stop", tuple("abcd"), np.array([1, 1, 2, 2.0]), np.array([0.9, 1, 0.9, 1]), np.array([0, 1, 4]), values
-    )
-    figure = figures.escape_along_training({"one": series, "two": series, "three": series})
-    assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]
-    lines = figure.axes[0].get_lines()
-    looks = [(line.get_color(), line.get_linestyle()) for line in lines]
-    assert len(set(looks)) == 4 and looks[0][0] == looks[1][0] != looks[2][0] and looks[0][1] == looks[2][1]
-    assert lines[2].get_ydata() == pytest.approx(1 - values[:, 2].mean(axis=(0, 2)))
+    panel = np.array([1, 1, 2, 2.0]), np.array([0.9, 1, 0.9, 1]), np.array([0, 1, 4]), values
+    figure = figures.escape_along_training({"one": panel, "two": panel})
+    for axes in figure.axes:
+        lines = axes.get_lines()
+        looks = [(line.get_color(), line.get_linestyle()) for line in lines]
+        assert len(set(looks)) == 4 and looks[0][0] == looks[1][0] != looks[2][0] and looks[0][1] == looks[2][1]
+        assert lines[2].get_ydata() == pytest.approx(1 - values[:, 2].mean(axis=(0, 2)))
+    assert [axes.get_title() for axes in figure.axes] == ["one", "two"]
     plt.close(figure)
 
 

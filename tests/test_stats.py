@@ -286,3 +286,29 @@ def test_a_rerun_of_fewer_seeds_may_differ_by_more():
 def test_no_band_is_drawn_from_too_little(tables):
     with pytest.raises(ValueError, match=r"seeds|cell|finite"):
         stats.replication_band(tables)
+
+
+def test_a_jackknife_of_one_sources_mean_is_the_means_standard_error():
+    values = np.random.default_rng(0).normal(size=12)
+    found = stats.jackknife(lambda kept: values[kept].mean(), (12,), 12, 1)
+    expected = stats.crossed(values[None])
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert found.freedom == pytest.approx(11)
+
+
+def test_a_jackknife_adds_its_sources_and_one_unit_varies_nothing():
+    first, second = np.array([0.0, 1, 5]), np.array([2.0, 4])
+
+    def apart(one, other, alone):
+        assert list(alone) == [0]
+        return first[one].mean() - second[other].mean()
+
+    found = stats.jackknife(apart, (3, 2, 1), 5, 1)
+    variances = [values.var(ddof=1) / len(values) for values in (first, second)]
+    assert found.mean == -1 and found.standard_error == pytest.approx(sum(variances) ** 0.5)
+    assert found.freedom == pytest.approx(sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2))
+
+
+def test_a_jackknife_of_what_never_varies_has_no_width():
+    found = stats.jackknife(lambda kept: 0.5, (4,), 4, 1)
+    assert (found.mean, found.low, found.high, found.freedom) == (0.5, 0.5, 0.5, float("inf"))

@@ -89,11 +89,11 @@ def test_xstest_rates_keep_safe_and_unsafe_prompts_apart_and_pool_seeds_within_a
         rows += refusals("cyclic", safe, seed, kind="borderline")
         rows += refusals("cyclic", unsafe, seed, kind="harmful", prompts=CONTRASTS)
     found = depth_findings.xstest_rates(store(results, "xstest", rows))
-    assert found["cyclic"]["borderline"].mean == pytest.approx(0.3)
-    assert found["cyclic"]["harmful"].mean == pytest.approx(0.85) and found["base"]["harmful"].mean == pytest.approx(
-        0.1
-    )
-    assert (found["cyclic"]["borderline"].prompts, found["cyclic"]["harmful"].prompts) == (20, 10)
+    means = found.map(lambda estimate: estimate.mean)
+    assert means.loc["cyclic"].to_dict() == pytest.approx({"safe": 0.3, "unsafe contrasts": 0.85, "apart": 0.55})
+    assert means.loc["base"].to_dict() == pytest.approx({"safe": 0, "unsafe contrasts": 0.1, "apart": 0.1})
+    assert [found.loc["cyclic", name].prompts for name in found] == [20, 10, 30]
+    assert 0 < found.loc["cyclic", "apart"].low < 0.55 < found.loc["cyclic", "apart"].high
     for row in rows:
         row["category"] = "even" if row["prompt"] in PROMPTS[::2] else "odd"
     types = depth_findings.xstest_types(store(results, "xstest", rows), "cyclic")

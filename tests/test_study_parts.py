@@ -304,7 +304,7 @@ def test_behaviours_whose_answer_refuses_or_ends_too_soon_are_not_asked(study, m
     assert [prompt.id for prompt in asked] == ["long", "just"]
 
 
-def test_every_member_answers_xstest_and_late_refusals_count_for_safe_prompts_alone(study, made_xstest, monkeypatch):
+def test_every_member_answers_xstest_and_both_kinds_are_watched_for_the_benign_window(study, made_xstest, monkeypatch):
     plan = replace(TINY, measurement=replace(TINY.measurement, benign_within=64))
     found = parts.part("xstest")(plan, study.store.root, silent=True)
     within, longest = plan.measurement.within, plan.measurement.benign_within
@@ -326,7 +326,7 @@ def test_every_member_answers_xstest_and_late_refusals_count_for_safe_prompts_al
         assert list(own["prompt"]) == ["xstest-1", "xstest-2", "xstest-26"]
         assert list(own["category"]) == ["homonyms", "figurative_language", "contrast_homonyms"]
         assert list(own["kind"]) == ["borderline", "borderline", "harmful"]
-        assert list(own["refused"]) == [True, True, False]
+        assert list(own["refused"]) == [True, True, True]
 
 
 def test_xstest_is_asked_for_before_anything_is_measured(study, monkeypatch):

@@ -259,9 +259,10 @@ def within_bound(interval: lumpability.Interval, most: float) -> Verdict:
 def depth_curve() -> Finding:
     """Do the chains of the prompts predict the generated depth curves?"""
     found = lumpability.agreement(prefixes())
+    gap = found.difference
     return Finding(
-        within_bound(found.difference, MOST_DIFFERENCE),
-        f"mean absolute difference {found.difference}, predicted minus generated {found.bias}, correlation "
+        within_bound(gap, MOST_DIFFERENCE),
+        f"mean absolute difference {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}], predicted minus generated {found.bias}, correlation "
         f"{found.correlation}; {found.cells} cells, {len(prefixes().prompts)} prompts, {prefixes().seeds} seeds.",
     )
 

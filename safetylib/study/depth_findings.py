@@ -50,20 +50,31 @@ def transfer_contrasts(results: Results) -> dict[str, stats.Contrast]:
     return {row.name: row for row in stats.contrasts(pairs)}
 
 
-def xstest_rates(results: Results) -> dict[str, dict[str, stats.Estimate]]:
-    """Refusal rate of every arm on XSTest's safe prompts (kind borderline) and on their unsafe contrasts (harmful)."""
-    rows, kinds = results.part("xstest"), ("borderline", "harmful")
-    tables = {
-        kind: {
-            arm: _crossed(rows.query("arm == @arm and kind == @kind"), f"arm {arm!r}, {kind} on XSTest")
-            for arm in results.arms
-        }
-        for kind in kinds
-    }
-    return {
-        arm: {kind: stats.crossed(tables[kind][arm], list(tables[kind].values())) for kind in kinds}
-        for arm in results.arms
-    }
+XSTEST_KINDS = {"borderline": "safe", "harmful": "unsafe contrasts"}
+
+
+def xstest_table(results: Results, arm: str, kind: str) -> np.ndarray:
+    """Refusals of an arm on XSTest's prompts of one of ``XSTEST_KINDS``, as a (seeds, prompts) array."""
+    rows = results.part("xstest").query("arm == @arm and kind == @kind")
+    return _crossed(rows, f"arm {arm!r}, {kind} on XSTest")
+
+
+def xstest_rates(results: Results) -> pd.DataFrame:
+    """Refusal rate of every arm on XSTest's safe prompts and on their unsafe contrasts, and by how much more of the latter it
+    refuses; cells are :class:`safetylib.stats.Estimate`."""
+    tables = {kind: {arm: xstest_table(results, arm, kind) for arm in results.arms} for kind in XSTEST_KINDS}
+    rows = {}
+    for arm in results.arms:
+        safe, unsafe = (tables[kind][arm] for kind in XSTEST_KINDS)
+
+        def apart(seeds, one, other, safe=safe, unsafe=unsafe) -> float:
+            return unsafe[seeds][:, other].mean() - safe[seeds][:, one].mean()
+
+        sources = len(safe), safe.shape[1], unsafe.shape[1]
+        rows[arm] = {
+            name: stats.crossed(tables[kind][arm], list(tables[kind].values())) for kind, name in XSTEST_KINDS.items()
+        } | {"apart": stats.jackknife(apart, sources, sum(sources[1:]), len(safe))}
+    return pd.DataFrame(rows).T
 
 
 def xstest_types(results: Results, arm: str) -> dict[str, stats.Estimate]:

@@ -9,8 +9,6 @@ from safetylib.study import augment, prompts, transitions
 from safetylib.study.part import Part
 from safetylib.study.units import Study
 
-PROMPTS = 40
-
 
 def refusal_openings(study: Study) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """How the known refusal wordings of both splits begin, at the start of a response and after a harmful prefix."""
@@ -28,7 +26,7 @@ def refusal_openings(study: Study) -> tuple[list[tuple[int, ...]], list[tuple[in
 class Forced(Part):
     """Of every member: q_k, and the probability that a refusal starts within m tokens, at every depth."""
 
-    part, minutes = "forced", 15
+    part, minutes = "forced", 30
     code = ("part.py", "forced.py", "transitions.py")
     renewed = "forced-base-0"
 
@@ -37,12 +35,12 @@ class Forced(Part):
         result: dict[str, tuple] = {}
         for arm, seed in self.plan.members():
             needs = ("answers",) if arm == "base" else ("answers", f"train-{arm}-{seed}")
-            result[f"forced-{arm}-{seed}"] = (*needs, measurement, PROMPTS)
+            result[f"forced-{arm}-{seed}"] = (*needs, measurement)
         return result
 
     def _forced(self, folder: Path, arm: str, seed: int) -> None:
         measurement = self.plan.measurement
-        group = self.chosen("harmful", "test")[:PROMPTS]
+        group = self.chosen("harmful", "test")
         deepest = max(measurement.depths) + measurement.within
         trunks = [self.answers[prompt.id][: deepest - 1] for prompt in group]
         found, missed = transitions.starting_probabilities(

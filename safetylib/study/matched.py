@@ -4,17 +4,15 @@ An arm's *frontier* is what votes of all its members reach: with quorum q, a sha
 outputs, from the vote that never refuses to the one that always does. Between two quorums lies the vote that tosses a coin for
 which of them to use, so the frontier is a line from point to point, and every arm can be compared at every over-refusal.
 
-Intervals are a jackknife's: one seed left out of both arms, one harmful prompt, one benign prompt, each a source of
-variation of its own, :math:`\sum_i \frac{n-1}{n} (\theta_{-i} - \bar\theta)^2`. The three are added, which counts what they share twice
-and errs on the wide side; degrees of freedom are Satterthwaite's.
+Intervals are a jackknife's: one seed left out of both arms, one harmful prompt, one benign prompt, each a source of variation of
+its own.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats as distributions
 
-from safetylib.stats import Estimate
+from safetylib.stats import Estimate, jackknife
 from safetylib.study import width
 from safetylib.study.diagnostics import MOST_OVER_REFUSAL
 from safetylib.study.results import Results
@@ -69,24 +67,12 @@ def difference(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, n
     Each arm is its (harmful, benign) refusals as for :func:`frontier`; members are paired by seed, prompts are the same.
     """
 
-    def apart(keep: tuple) -> float:
-        members, harmful, benign = keep
+    def apart(members: np.ndarray, harmful: np.ndarray, benign: np.ndarray) -> float:
         values = [safe_at(h[:, members][:, :, harmful], b[members][:, benign], level) for h, b in (first, second)]
         return values[0] - values[1]
 
-    whole = [np.arange(size) for size in (first[1].shape[0], first[0].shape[2], first[1].shape[1])]
-    variances, freedoms = [], []
-    for source, everything in enumerate(whole):
-        size = len(everything)
-        if size < 2:  # one seed has nothing to leave out
-            continue
-        left = np.array([apart((*whole[:source], np.delete(everything, i), *whole[source + 1 :])) for i in range(size)])
-        variances.append((size - 1) / size * ((left - left.mean()) ** 2).sum())
-        freedoms.append(size - 1)
-    mean, total = apart(tuple(whole)), sum(variances)
-    freedom = total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True)) if total else float("inf")
-    reach = float(distributions.t.isf(0.025, freedom)) * total**0.5 if total else 0.0
-    return Estimate(mean, mean - reach, mean + reach, total**0.5, freedom, len(whole[1]), len(whole[0]))
+    seeds, harmful, benign = first[1].shape[0], first[0].shape[2], first[1].shape[1]
+    return jackknife(apart, (seeds, harmful, benign), harmful, seeds)
 
 
 def refusals(results: Results, arm: str, kind: str) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,8 @@ from safetylib.study.prompts import Prompt
 class XSTest(Part):
     """Refusal of XSTest's safe prompts and of their unsafe contrasts, nothing put before the response.
 
-    Both are counted as in the main study: of a safe prompt a refusal anywhere in the benign window, of an unsafe one a refusal
-    within m tokens.
+    Both are watched for as long as the main study's benign prompts, so that they can be compared: unsafe prompts longer than the
+    m tokens of its depth curves.
     """
 
     part, minutes = "xstest", 15
@@ -59,7 +59,9 @@ class XSTest(Part):
         with tqdm(total=len(questions), desc=f"xstest {arm} {seed}", disable=self.silent, leave=False) as bar:
             found = generate.answer(self.tuned(arm, seed), questions, longest, eos, bar.update)
         rows = [
-            {"category": prompt.category} | self._row(prompt.kind, prompt.id, 0, response.tokens)
+            {"category": prompt.category}
+            | self._row("borderline", prompt.id, 0, response.tokens)
+            | {"kind": prompt.kind}
             for prompt, response in zip(self.contrasted, found, strict=True)
         ]
         self.write_rows(folder, rows, arm=arm, seed=seed)
