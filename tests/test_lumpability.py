@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from safetylib import stats
 from safetylib.claims import Verdict, ledger
 from safetylib.study import chain_findings, laws, lumpability
 from safetylib.study.chain_tables import Forced, MeasuredRuns, side_by_side
@@ -33,8 +34,8 @@ HALVES = np.tile(np.repeat([0.0, 1.0], 10), (2, 4, 1))
 
 def test_a_state_has_no_variance_between_prompts_and_multiplies():
     table = forced(SAME)
-    assert lumpability.prompt_share(table, "cyclic", 2).value == pytest.approx(0, abs=1e-12)
-    assert lumpability.product_gap(table, (0, 2)).value == pytest.approx(0, abs=1e-12)
+    assert lumpability.prompt_share(table, "cyclic", 2).mean == pytest.approx(0, abs=1e-12)
+    assert lumpability.product_gap(table, (0, 2)).mean == pytest.approx(0, abs=1e-12)
 
 
 def test_the_seeds_are_those_of_trained_arms():
@@ -49,31 +50,38 @@ def test_the_seeds_are_those_of_trained_arms():
 def test_prompts_that_decide_alone_are_no_state():
     """Half always refuse, half never: one half refuses within two places, the lumped chain says three quarters."""
     table = forced(HALVES)
-    assert lumpability.prompt_share(table, "cyclic", 2).value == pytest.approx(1)
+    assert lumpability.prompt_share(table, "cyclic", 2).mean == pytest.approx(1)
     gap = lumpability.product_gap(table, (2,))  # places 2 and 4 lie in the window
-    assert gap.value == pytest.approx(0.25) and gap.low > 0.15
-    assert lumpability.product_gap(table, (0,)).value == pytest.approx(1 - 1 / 8 - 1 / 2)
+    assert gap.mean == pytest.approx(0.25) and gap.low > 0.15
+    assert lumpability.product_gap(table, (0,)).mean == pytest.approx(1 - 1 / 8 - 1 / 2)
 
 
 def test_deviations_that_other_arms_share_repeat_and_others_do_not():
     generator = np.random.default_rng(0)
     tables = [generator.uniform(0, 1, (1, 4, 200)) for _ in range(2)]
-    table = replace(
-        forced(tables[0]), immediate=dict(zip(("cyclic", "uniform", "base"), [*tables, HALVES], strict=True))
-    )
+    base = np.zeros((1, 4, 200))
+    table = replace(forced(tables[0]), immediate=dict(zip(("cyclic", "uniform", "base"), [*tables, base], strict=True)))
     found = lumpability.repeats(table, "cyclic")
     assert found.low < 0 < found.high
-    shared = replace(table, immediate={"cyclic": tables[0], "uniform": 0.3 * tables[0] + 0.1, "base": HALVES})
-    assert lumpability.repeats(shared, "cyclic").value == pytest.approx(1)
+    shared = replace(table, immediate={"cyclic": tables[0], "uniform": 0.3 * tables[0] + 0.1, "base": base})
+    assert lumpability.repeats(shared, "cyclic").mean == pytest.approx(1)
     with pytest.raises(ValueError, match="only trained arm"):
         lumpability.repeats(forced(SAME), "cyclic")
 
 
-def test_the_interval_is_that_of_a_mean():
-    values = np.random.default_rng(1).normal(size=400)
-    (found,) = lumpability.resampled(lambda chosen: (values[chosen].mean(),), 400)
-    assert found.value == values.mean()
-    assert (found.high - found.low) == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+def test_intervals_count_seeds_and_prompts_and_an_untuned_model_keeps_its_one_seed():
+    generator = np.random.default_rng(1)
+    prompts, seeds = generator.normal(0.5, 0.05, 40), np.array([-0.2, 0.0, 0.2])
+    table = forced(np.broadcast_to(prompts, (3, 4, 40)) + seeds[:, None, None])
+    with_base = replace(table, immediate=table.immediate | {"base": HALVES[:1, :, :1] + np.zeros((1, 4, 40))})
+
+    def mean(part):
+        assert len(part.immediate["base"]) == 1
+        return part.immediate["cyclic"][:, 0].mean()
+
+    found = lumpability.estimate(with_base, mean)
+    assert found.mean == pytest.approx(prompts.mean()) and (found.prompts, found.seeds) == (40, 3)
+    assert found.standard_error**2 == pytest.approx(prompts.var(ddof=1) / 40 + seeds.var(ddof=1) / 3)
 
 
 def test_lumped_curves_multiply_interpolated_means():
@@ -90,10 +98,11 @@ def test_lumped_curves_multiply_interpolated_means():
 def test_curves_that_are_generated_as_predicted_agree_and_shifted_ones_do_not():
     table = forced(np.random.default_rng(2).uniform(0, 0.5, (2, 4, 30)))
     found = lumpability.agreement(table)
-    assert (found.difference.value, found.bias.value, found.cells) == (0, 0, 4) and found.correlation.value == 1
+    assert (found.difference.mean, found.bias.mean, found.cells) == (0, 0, 4)
+    assert found.correlation.mean == pytest.approx(1)
     shifted = forced(table.immediate["cyclic"], table.within["cyclic"] - 0.2)
     found = lumpability.agreement(shifted)
-    assert found.bias.value == pytest.approx(0.2) and found.difference.low == pytest.approx(0.2)
+    assert found.bias.mean == pytest.approx(0.2) and found.difference.low == pytest.approx(0.2)
 
 
 def test_the_likelier_side_counts_prompts():
@@ -234,7 +243,7 @@ def test_the_verdict_on_the_additive_law(means, verdict):
     ],
 )
 def test_a_bound_is_kept_by_the_whole_interval(interval, verdict):
-    assert chain_findings.within_bound(lumpability.Interval(*interval), 0.05) is verdict
+    assert chain_findings.within_bound(stats.Estimate(*interval, 0.01, 4, 100, 5), 0.05) is verdict
 
 
 def test_the_claims_find_the_law_and_the_one_rate_that_made_the_runs(monkeypatch):

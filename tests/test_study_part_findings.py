@@ -88,22 +88,34 @@ def test_xstest_rates_keep_safe_and_unsafe_prompts_apart_and_pool_seeds_within_a
     for seed, (safe, unsafe) in enumerate([(0.2, 0.8), (0.4, 0.9)]):
         rows += refusals("cyclic", safe, seed, kind="borderline")
         rows += refusals("cyclic", unsafe, seed, kind="harmful", prompts=CONTRASTS)
+    rows = [{**row, "refused_independent": row["kind"] == "harmful"} for row in rows]
     found = depth_findings.xstest_rates(store(results, "xstest", rows))
+    second = depth_findings.xstest_rates(results, "refused_independent")
+    assert second.loc["cyclic"].map(lambda estimate: estimate.mean).tolist() == [0, 1, 1]
     means = found.map(lambda estimate: estimate.mean)
     assert means.loc["cyclic"].to_dict() == pytest.approx({"safe": 0.3, "unsafe contrasts": 0.85, "apart": 0.55})
     assert means.loc["base"].to_dict() == pytest.approx({"safe": 0, "unsafe contrasts": 0.1, "apart": 0.1})
     assert [found.loc["cyclic", name].prompts for name in found] == [20, 10, 30]
     assert 0 < found.loc["cyclic", "apart"].low < 0.55 < found.loc["cyclic", "apart"].high
-    for row in rows:
-        row["category"] = "even" if row["prompt"] in PROMPTS[::2] else "odd"
-    types = depth_findings.xstest_types(store(results, "xstest", rows), "cyclic")
-    assert {name: (found.mean, found.prompts, found.seeds) for name, found in types.items()} == {
-        "even": (pytest.approx(0.3), 10, 2),
-        "odd": (pytest.approx(0.3), 10, 2),
-    }
     store(results, "xstest", rows[:-1])
     with pytest.raises(ValueError, match="arm 'cyclic', harmful on XSTest: some prompt was not put to every seed"):
         depth_findings.xstest_rates(results)
+
+
+def test_a_type_of_safe_prompts_stands_beside_its_contrasts(tmp_path):
+    results = main(tmp_path, {"cyclic": 0.9})
+    rows = []
+    for place, (safe, (_, unsafe)) in enumerate(depth_findings.XSTEST_TYPES.items()):
+        for seed in (0, 1):
+            rows += refusals("cyclic", place / 10, seed, prompts=[f"{safe}{n}" for n in range(10)], category=safe)
+            if not any(row["category"] == unsafe and row["seed"] == seed for row in rows):
+                prompts = [f"{unsafe}{n}" for n in range(10)]
+                rows += refusals("cyclic", (10 - place) / 10, seed, prompts=prompts, category=unsafe)
+    found = depth_findings.xstest_types(store(results, "xstest", rows), "cyclic").map(lambda estimate: estimate.mean)
+    assert found["safe"].tolist() == pytest.approx([place / 10 for place in range(10)])
+    first = [0, 1, 2, 3, 4, 5, 5, 7, 8, 8]  # two pairs of types share their contrasts
+    assert found["unsafe contrasts"].tolist() == pytest.approx([1 - place / 10 for place in first])
+    assert found["apart"].tolist() == pytest.approx((found["unsafe contrasts"] - found["safe"]).tolist())
 
 
 # --- along training ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+from safetylib import stats
 from safetylib.claims import Basis, Finding, Verdict, register
 from safetylib.study import laws, lumpability, results
 from safetylib.study.chain_tables import QUANTITIES, Forced, MeasuredRuns, forced, measured_runs
@@ -237,7 +238,7 @@ for _optimiser in ("adamw", "sgd"):
 # --- lumping ----------------------------------------------------------------------------------------------------------
 
 
-def within_bound(interval: lumpability.Interval, most: float) -> Verdict:
+def within_bound(interval: stats.Estimate, most: float) -> Verdict:
     """Reproduced if the whole interval lies below a bound, not reproduced if above, else undecided."""
     if interval.high <= most:
         return Verdict.REPRODUCED
@@ -252,7 +253,7 @@ def within_bound(interval: lumpability.Interval, most: float) -> Verdict:
     reading=(
         "Probabilities read off by teacher forcing, multiplied along each prompt's own harmful answer, predict the share of "
         f"prompts that refuse within m tokens of a forced prefix to {MOST_DIFFERENCE}, mean absolute difference over arms and "
-        "depths (the whole interval over prompts)."
+        "depths (the whole interval, over prompts and seeds)."
     ),
     basis=Basis.MEASUREMENT,
 )
@@ -262,7 +263,7 @@ def depth_curve() -> Finding:
     gap = found.difference
     return Finding(
         within_bound(gap, MOST_DIFFERENCE),
-        f"mean absolute difference {gap.value:.3f} [{gap.low:.3f}, {gap.high:.3f}], predicted minus generated {found.bias}, correlation "
+        f"mean absolute difference {gap.mean:.3f} [{gap.low:.3f}, {gap.high:.3f}], predicted minus generated {found.bias}, correlation "
         f"{found.correlation}; {found.cells} cells, {len(prefixes().prompts)} prompts, {prefixes().seeds} seeds.",
     )
 
@@ -274,7 +275,7 @@ def depth_curve() -> Finding:
     statement="A chain on a few states (harmful, refusal) with a transition matrix describes what the model does.",
     reading=(
         "Harmful answers of k tokens are one state: the product of mean transition probabilities promises at most "
-        f"{MOST_GAP} more refusals than the mean of the prompts' products (whole interval; trained arms, headline depths)."
+        f"{MOST_GAP} more refusals than the mean of the prompts' products (whole interval, over prompts and seeds; trained arms, headline depths)."
     ),
     basis=Basis.MEASUREMENT,
 )
@@ -283,11 +284,11 @@ def lumped() -> Finding:
     table, headline = prefixes(), tuple(results.load().headline)
     gap = lumpability.product_gap(table, headline)
     share = pd.Series(
-        {(arm, k): lumpability.prompt_share(table, arm, k).value for arm in table.trained for k in headline}
+        {(arm, k): lumpability.prompt_share(table, arm, k).mean for arm in table.trained for k in headline}
     )
     return Finding(
         within_bound(gap, MOST_GAP),
-        f"the lumped chain promises {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] more. Between prompts lies "
+        f"the lumped chain promises {gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] more. Between prompts lies "
         f"{share.median():.2f} (median over arms and depths; {share.min():.2f} to {share.max():.2f}) of the variance that a "
         "state would have; 0 if it were one.",
     )

@@ -146,15 +146,15 @@ class Forced:
     @property
     def seeds(self) -> int:
         """Members measured of every trained arm."""
-        return min(len(self.within[arm]) for arm in self.trained)
+        return min(len(self.immediate[arm]) for arm in self.trained)
 
-    def only(self, chosen: np.ndarray) -> Forced:
-        """The same for some prompts, given by their indices; one may stand there twice."""
+    def only(self, seeds: np.ndarray, prompts: np.ndarray) -> Forced:
+        """The same for some seeds and prompts, given by their indices; an untuned model, which has one seed, keeps it."""
         parts = [
-            {arm: table[..., chosen] for arm, table in part.items()}
+            {arm: (table[seeds] if len(table) > 1 else table)[..., prompts] for arm, table in part.items()}
             for part in (self.immediate, self.within, self.generated)
         ]
-        return Forced(self.depths, tuple(self.prompts[i] for i in chosen), *parts, self.missed, self.window)
+        return Forced(self.depths, tuple(self.prompts[i] for i in prompts), *parts, self.missed, self.window)
 
 
 def forced(preset: str | None = None) -> Forced:

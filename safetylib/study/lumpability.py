@@ -9,7 +9,8 @@ model has one for every prompt and prefix. If the classes H_k are lumpable, all 
   the *product of means* :math:`\prod_j(1-\bar q_j)`. Where some prompts resist at every place, the first is larger: the
   lumped chain promises more refusals than there are.
 
-These probabilities are read off the model, so they carry no sampling noise; intervals are over prompts.
+These probabilities are read off the model, so they carry no sampling noise; intervals are a jackknife's over seeds of
+training and prompts (:func:`safetylib.stats.jackknife`).
 """
 
 from __future__ import annotations
@@ -19,34 +20,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from safetylib import stats
 from safetylib.chain import depth as chain_depth
+from safetylib.stats import Estimate
 from safetylib.study.chain_tables import Forced
 
-RESAMPLES = 1000
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A statistic with the 95 % percentile interval of resampled prompts."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        value, low, high = (round(number, 2) + 0.0 for number in (self.value, self.low, self.high))
-        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def resampled(statistics: Callable[[np.ndarray], tuple[float, ...]], prompts: int) -> list[Interval]:
-    """Statistics of an array of prompts' indices, each with its interval over prompts drawn with replacement.
-
-    Seeds of training are taken as they are.
-    """
-    generator = np.random.default_rng(0)
-    drawn = [statistics(generator.integers(0, prompts, prompts)) for _ in range(RESAMPLES)]
-    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
-    return [Interval(*map(float, row)) for row in zip(statistics(np.arange(prompts)), low, high, strict=True)]
+def estimate(forced: Forced, statistic: Callable[[Forced], float]) -> Estimate:
+    """A statistic of forced prefixes, with its interval over seeds and prompts."""
+    seeds, prompts = forced.seeds, len(forced.prompts)
+    return stats.jackknife(lambda *kept: statistic(forced.only(*kept)), (seeds, prompts), prompts, seeds)
 
 
 # --- predictions of the depth curve -----------------------------------------------------------------------------------
@@ -82,40 +65,43 @@ def depth_curves(forced: Forced, arm: str) -> dict[str, np.ndarray]:
 class Agreement:
     """How predicted depth curves agree with generated ones over the cells (arm, depth)."""
 
-    correlation: Interval
-    difference: Interval  # mean absolute
-    bias: Interval  # predicted minus generated
+    correlation: Estimate
+    difference: Estimate  # mean absolute
+    bias: Estimate  # predicted minus generated
     cells: int
 
 
 def agreement(forced: Forced, prediction: str = "each prompt's chain") -> Agreement:
     """Compare a prediction of :func:`depth_curves` with what was generated, over all arms and depths."""
 
-    def statistics(chosen: np.ndarray) -> tuple[float, ...]:
-        curves = [depth_curves(forced.only(chosen), arm) for arm in forced.immediate]
-        predicted, generated = (np.concatenate([curve[name] for curve in curves]) for name in (prediction, "generated"))
-        gaps = predicted - generated
-        return np.corrcoef(predicted, generated)[0, 1], np.abs(gaps).mean(), gaps.mean()
+    def curves(part: Forced) -> np.ndarray:
+        found = [depth_curves(part, arm) for arm in part.immediate]
+        return np.array([np.concatenate([curve[name] for curve in found]) for name in (prediction, "generated")])
 
-    return Agreement(*resampled(statistics, len(forced.prompts)), len(forced.immediate) * len(forced.depths))
+    return Agreement(
+        estimate(forced, lambda part: np.corrcoef(*curves(part))[0, 1]).within(-1, 1),
+        estimate(forced, lambda part: np.abs(np.subtract(*curves(part))).mean()),
+        estimate(forced, lambda part: np.subtract(*curves(part)).mean()),
+        len(forced.immediate) * len(forced.depths),
+    )
 
 
 # --- lumpability ------------------------------------------------------------------------------------------------------
 
 
-def prompt_share(forced: Forced, arm: str, depth: int) -> Interval:
+def prompt_share(forced: Forced, arm: str, depth: int) -> Estimate:
     """Variance of q_k between prompts over mean (1 - mean), mean over seeds: 0 if H_k is a state, 1 if prompts decide."""
-    table = forced.immediate[arm][:, forced.depths.index(depth)]
+    place = forced.depths.index(depth)
 
-    def share(chosen: np.ndarray) -> tuple[float]:
-        rows = table[:, chosen]
+    def share(part: Forced) -> float:
+        rows = part.immediate[arm][:, place]
         mean = rows.mean(axis=1)
-        return (float((rows.var(axis=1) / np.maximum(mean * (1 - mean), 1e-12)).mean()),)
+        return float((rows.var(axis=1) / np.maximum(mean * (1 - mean), 1e-12)).mean())
 
-    return resampled(share, len(forced.prompts))[0]
+    return estimate(forced, share).within(0, 1)
 
 
-def repeats(forced: Forced, arm: str) -> Interval:
+def repeats(forced: Forced, arm: str) -> Estimate:
     """Correlation of the prompts' deviations from the class mean with those of the other trained arms (their mean).
 
     Over all depths. Deviations that other models share belong to the prompt and its prefix, not to one training run.
@@ -125,37 +111,36 @@ def repeats(forced: Forced, arm: str) -> Interval:
     ValueError
         There is no other trained arm.
     """
-    others = [forced.immediate[other] for other in forced.trained if other != arm]
+    others = [other for other in forced.trained if other != arm]
     if not others:
         raise ValueError(f"{arm} is the only trained arm: there is nothing to compare its deviations with")
-    own, rest = forced.immediate[arm].mean(axis=0), np.mean([table.mean(axis=0) for table in others], axis=0)
 
-    def correlation(chosen: np.ndarray) -> tuple[float]:
-        first, second = (rows[:, chosen] - rows[:, chosen].mean(axis=1, keepdims=True) for rows in (own, rest))
-        return (float(np.corrcoef(first.ravel(), second.ravel())[0, 1]),)
+    def correlation(part: Forced) -> float:
+        means = [part.immediate[name].mean(axis=0) for name in (arm, *others)]
+        own, rest = (rows - rows.mean(axis=1, keepdims=True) for rows in (means[0], np.mean(means[1:], axis=0)))
+        return float(np.corrcoef(own.ravel(), rest.ravel())[0, 1])
 
-    return resampled(correlation, len(forced.prompts))[0]
+    return estimate(forced, correlation).within(-1, 1)
 
 
-def product_gap(forced: Forced, depths: tuple[int, ...], arms: list[str] | None = None) -> Interval:
+def product_gap(forced: Forced, depths: tuple[int, ...], arms: list[str] | None = None) -> Estimate:
     """By how much the lumped chain promises more refusals than the prompts' own chains do, mean over arms and ``depths``.
 
     Product of means against mean of products, over the measured places from k to k + m - 1: nothing is interpolated, and
     nothing is generated. ``arms`` are the trained ones by default.
     """
     windows = [[place for place, depth in enumerate(forced.depths) if k <= depth < k + forced.window] for k in depths]
-    tables = [forced.immediate[arm] for arm in (forced.trained if arms is None else arms)]
 
-    def gap(chosen: np.ndarray) -> tuple[float]:
+    def gap(part: Forced) -> float:
         gaps = []
-        for table in tables:
-            harmful = 1 - table[..., chosen]
+        for arm in part.trained if arms is None else arms:
+            harmful = 1 - part.immediate[arm]
             for places in windows:
                 own, lumped = (
                     harmful[:, places].prod(axis=1).mean(),
                     harmful[:, places].mean(axis=2).prod(axis=1).mean(),
                 )
                 gaps.append(own - lumped)
-        return (float(np.mean(gaps)),)
+        return float(np.mean(gaps))
 
-    return resampled(gap, len(forced.prompts))[0]
+    return estimate(forced, gap)

@@ -16,6 +16,8 @@ from safetylib.study import generate, prompt_sets
 from safetylib.study.part import Part
 from safetylib.study.prompts import Prompt
 
+FILE = "xstest_prompts.csv"
+
 
 class XSTest(Part):
     """Refusal of XSTest's safe prompts and of their unsafe contrasts, nothing put before the response.
@@ -25,11 +27,11 @@ class XSTest(Part):
     """
 
     part, minutes = "xstest", 15
-    code = ("part.py", "xstest.py")
+    code = ("part.py", "xstest.py", "prompt_sets.py")
     renewed = "xstest-base-0"
 
     def own(self) -> dict[str, tuple]:
-        depends = asdict(self.plan.measurement), prompt_sets.XSTEST_FILES["xstest_prompts.csv"]
+        depends = asdict(self.plan.measurement), prompt_sets.XSTEST_FILES[FILE]
         result: dict[str, tuple] = {}
         for arm, seed in self.plan.members():
             needs = ("answers",) if arm == "base" else ("answers", f"train-{arm}-{seed}")
@@ -52,6 +54,10 @@ class XSTest(Part):
     @property
     def asked(self) -> list[Prompt]:
         return [*self.prompts, *self.contrasted]
+
+    def manifest(self) -> dict:
+        manifest = super().manifest()
+        return manifest | {"assets": {**manifest["assets"], FILE: prompt_sets.XSTEST_FILES[FILE]}}
 
     def _xstest(self, folder: Path, arm: str, seed: int) -> None:
         questions = [self.ids[prompt.id] for prompt in self.contrasted]
