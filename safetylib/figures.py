@@ -880,7 +880,7 @@ def escape_along_training(panels: dict[str, tuple]) -> plt.Figure:
     ``panels`` maps a title to (alpha, gamma, steps, values), values of Q as (seeds, runs, steps, prompts). Colours are learning
     rates, line styles decays; checkpoints stand equally far apart.
     """
-    figure, grid = _in_column(len(panels), sharex=True, squeeze=False)
+    figure, grid = _in_column(len(panels), 4.2, squeeze=False)
     for axes, (title, (alpha, gamma, steps, values)) in zip(grid[:, 0], panels.items(), strict=True):
         by_seed = 1 - values.mean(axis=3)
         alphas, gammas, places = sorted(set(alpha)), sorted(set(gamma)), range(len(steps))
@@ -898,8 +898,8 @@ def escape_along_training(panels: dict[str, tuple]) -> plt.Figure:
             )
         axes.set_xticks(places, steps)
         axes.set(title=title, ylim=(-0.03, 1.03), ylabel="escape $1 - Q_t(r, r)$")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
-    grid[-1, 0].set_xlabel("optimiser steps taken")
+        axes.set_xlabel("optimiser steps taken")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure
 
 
