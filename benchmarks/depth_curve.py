@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.timing import Comparison, compare
 from safetylib.study import augment, detectors, generate, models, train
-from safetylib.study.presets import live, preset
+from safetylib.study.presets import preset
 from safetylib.study.units import Study
 
 SOME_DEPTHS = (0, 2, 5, 12, 20, 40)
@@ -34,8 +34,9 @@ def whole() -> Comparison:
 
 
 def curve(arm: str, depths: tuple[int, ...] = SOME_DEPTHS, prompts: int = 32) -> Comparison:
-    """A briefly trained adapter of an arm, merged; test prompts; no refusal is followed further."""
-    plan = live(preset("cpu"))
+    """An adapter of an arm, trained by the study's recipe on a slice of its prompts, merged; test prompts; no refusal is
+    followed further."""
+    plan = preset("cpu")
     plan = replace(plan, measurement=replace(plan.measurement, depths=depths, within=WITHIN))  # prefixes long enough
     study = Study(plan, Path(tempfile.mkdtemp()), silent=True, per_set=prompts)
     study.run(["answers"])
