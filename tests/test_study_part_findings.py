@@ -75,7 +75,9 @@ def test_transfer_contrasts_pair_prompts_and_seeds(tmp_path):
 def test_a_missing_harmbench_prompt_is_an_error_and_no_smaller_table(tmp_path):
     results = main(tmp_path, {"cyclic": 0.9})
     store(results, "transfer", (refusals("cyclic", 0.5, 0) + refusals("cyclic", 0.5, 1))[:-1])
-    with pytest.raises(ValueError, match="not put to every seed"):
+    with pytest.raises(
+        ValueError, match="arm 'cyclic', depth 0 on HarmBench: some prompt has no refused from some seed"
+    ):
         depth_findings.transfer_table(results, "cyclic", 0)
 
 
@@ -98,7 +100,7 @@ def test_xstest_rates_keep_safe_and_unsafe_prompts_apart_and_pool_seeds_within_a
     assert [found.loc["cyclic", name].prompts for name in found] == [20, 10, 30]
     assert 0 < found.loc["cyclic", "apart"].low < 0.55 < found.loc["cyclic", "apart"].high
     store(results, "xstest", rows[:-1])
-    with pytest.raises(ValueError, match="arm 'cyclic', harmful on XSTest: some prompt was not put to every seed"):
+    with pytest.raises(ValueError, match="arm 'cyclic', harmful on XSTest: some prompt has no refused from some seed"):
         depth_findings.xstest_rates(results)
 
 

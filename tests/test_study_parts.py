@@ -247,7 +247,9 @@ def test_a_part_measures_resumes_and_says_where_its_tables_come_from(study, made
         found.run()
     tables = found.tables()
     assert len(tables["outcomes"]) and list(tables["timings"]["unit"]) == list(found.own())
-    assert found.manifest()["part"] == name and found.manifest()["units"] == list(found.own())
+    manifest = found.manifest()
+    assert manifest["part"] == name and manifest["units"] == list(found.own())
+    assert ("xstest_prompts.csv" in manifest["assets"]) == (name == "xstest")
     again = parts.part(name)(TINY, study.store.root, silent=True, per_set=4)
     for stage in {unit.split("-")[0] for unit in again.units}:
         setattr(again, f"_{stage}", lambda *_: pytest.fail("a finished unit is repeated"))

@@ -43,8 +43,7 @@ def check_range(name: str, value, interval: str) -> np.ndarray:
     below = values <= high if interval[-1] == "]" else values < high
     inside = above & below
     if not (inside.all() if array.ndim else inside):
-        outside = array[~inside] if array.ndim else array
-        raise ValueError(f"{name} must lie in {interval}, got {outside.flat[0]:g}")
+        raise ValueError(f"{name} must lie in {interval}, got {np.extract(np.logical_not(inside), array)[0]:g}")
     return array
 
 

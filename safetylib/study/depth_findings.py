@@ -8,25 +8,15 @@ import pandas as pd
 from safetylib import stats
 from safetylib.claims import Basis, Finding, register
 from safetylib.study import findings
-from safetylib.study.results import Results, load
+from safetylib.study.results import Results, crossed_table, load
 
 CONVERGED = 0.90  #: share of prompts refused that counts as converged
-
-
-def _crossed(rows: pd.DataFrame, said: str, column: str = "refused") -> np.ndarray:
-    """Refusals of one arm as a (seeds, prompts) array; ``said`` names the rows where some are missing."""
-    if rows.empty:
-        raise KeyError(f"no outcomes for {said}")
-    table = rows.pivot(index="seed", columns="prompt", values=column).sort_index(axis=0).sort_index(axis=1)
-    if table.isna().to_numpy().any():
-        raise ValueError(f"{said}: some prompt was not put to every seed")
-    return table.to_numpy().astype(bool)
 
 
 def transfer_table(results: Results, arm: str, depth: int) -> np.ndarray:
     """Refusals of an arm on HarmBench after a prefix, as a (seeds, prompts) array."""
     rows = results.part("transfer").query("arm == @arm and depth == @depth")
-    return _crossed(rows, f"arm {arm!r}, depth {depth} on HarmBench")
+    return crossed_table(rows, "refused", f"arm {arm!r}, depth {depth} on HarmBench")
 
 
 def transfer_rates(results: Results) -> dict[str, dict[int, stats.Estimate]]:
@@ -84,7 +74,7 @@ def xstest_rates(results: Results, column: str = "refused") -> pd.DataFrame:
     rows = results.part("xstest")
     tables = {
         name: {
-            arm: _crossed(rows.query("arm == @arm and kind == @kind"), f"arm {arm!r}, {kind} on XSTest", column)
+            arm: crossed_table(rows.query("arm == @arm and kind == @kind"), column, f"arm {arm!r}, {kind} on XSTest")
             for arm in results.arms
         }
         for kind, name in XSTEST_KINDS.items()
@@ -104,7 +94,10 @@ def xstest_types(results: Results, arm: str) -> pd.DataFrame:
     """
     rows, found = results.part("xstest").query("arm == @arm"), {}
     for safe, (words, unsafe) in XSTEST_TYPES.items():
-        tables = [_crossed(rows[rows["category"] == one], f"arm {arm!r}, {one} on XSTest") for one in (safe, unsafe)]
+        tables = [
+            crossed_table(rows[rows["category"] == one], "refused", f"arm {arm!r}, {one} on XSTest")
+            for one in (safe, unsafe)
+        ]
         rates = dict(zip(XSTEST_KINDS.values(), map(stats.crossed, tables), strict=True))
         found[words] = rates | {"apart": _told_apart(*tables)}
     return pd.DataFrame(found).T

@@ -15,6 +15,22 @@ from safetylib import stats
 ROOT = Path(__file__).resolve().parents[2] / "results"
 
 
+def crossed_table(rows: pd.DataFrame, column: str, said: str) -> np.ndarray:
+    """A column of one arm's outcomes as a (seeds, prompts) array, both in order; only scores may be missing.
+
+    Raises
+    ------
+    KeyError, ValueError
+        No rows, or some prompt without an outcome from some seed; ``said`` says of what.
+    """
+    if rows.empty:
+        raise KeyError(f"no outcomes for {said}")
+    table = rows.pivot(index="seed", columns="prompt", values=column).sort_index(axis=0).sort_index(axis=1)
+    if table.isna().to_numpy().any() and column != "safety":
+        raise ValueError(f"{said}: some prompt has no {column} from some seed")
+    return table.to_numpy()
+
+
 @dataclass(frozen=True)
 class Results:
     """One folder of stored tables.
@@ -74,12 +90,7 @@ class Results:
     ) -> np.ndarray:
         """A (seeds, prompts) array of one column; seeds ascending, prompts in the same order for every arm and depth."""
         rows = self.outcomes.query("arm == @arm and depth == @depth and kind == @kind and split == @split")
-        if rows.empty:
-            raise KeyError(f"no outcomes for arm {arm!r}, depth {depth}, {kind}, {split}")
-        table = rows.pivot(index="seed", columns="prompt", values=column).sort_index(axis=0).sort_index(axis=1)
-        if table.isna().to_numpy().any() and column != "safety":
-            raise ValueError(f"{arm}, depth {depth}, {kind}, {split}: some prompt has no {column} from some seed")
-        return table.to_numpy()
+        return crossed_table(rows, column, f"arm {arm!r}, depth {depth}, {kind}, {split}")
 
     def estimate(self, arm: str, depth: int = 0, kind: str = "harmful", column: str = "refused") -> stats.Estimate:
         """Mean of a column on test prompts with its interval; the trained arms pool their between-seed variance."""
