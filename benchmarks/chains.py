@@ -57,7 +57,7 @@ def closed_form(states: int = 50, steps: int = 1000) -> Comparison:
         "iterating the matrix",
         iterated,
         lambda: updates.additive_escape(np.arange(steps + 1), **setting),
-        calls=20,
+        seconds_a_run=0.1,
     )
 
 

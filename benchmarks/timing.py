@@ -32,22 +32,30 @@ class Comparison:
 
 
 def compare(
-    work: str, peer: str, theirs: Callable[[], object], ours: Callable[[], object], repeats: int = 3, calls: int = 1
+    work: str,
+    peer: str,
+    theirs: Callable[[], object],
+    ours: Callable[[], object],
+    repeats: int = 3,
+    calls: int = 1,
+    seconds_a_run: float = 0,
 ) -> Comparison:
-    """Run both in turn, theirs first, after one warm-up of each; medians of ``repeats`` runs of ``calls`` calls, seconds a call.
+    """Run both in turn, theirs first, after one warm-up of each; medians of ``repeats`` runs, in seconds a call.
 
-    Each run begins after a short pause: worker threads of the other side's library keep a core busy for some milliseconds
-    after their work is done.
+    A run is ``calls`` calls, and more until it has lasted ``seconds_a_run``: what takes microseconds is otherwise timed while
+    the processor wakes up. It begins after a short pause, as worker threads of the other side's library keep a core busy for
+    some milliseconds after their work is done.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):
         for side, run in zip(seconds, (theirs, ours), strict=True):
             time.sleep(_PAUSE)
-            began = time.perf_counter()
-            for _ in range(calls):
+            began, done, elapsed = time.perf_counter(), 0, 0.0
+            while done < calls or elapsed < seconds_a_run:
                 run()
+                done, elapsed = done + 1, time.perf_counter() - began
             if turn:  # the first of each warms up
-                side.append((time.perf_counter() - began) / calls)
+                side.append(elapsed / done)
     result = Comparison(work, peer, *map(statistics.median, seconds))
     print(result, flush=True)
     return result

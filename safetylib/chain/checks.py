@@ -6,6 +6,7 @@ A bad argument raises :class:`ValueError` with its name and the offending value.
 from __future__ import annotations
 
 import decimal
+import math
 from fractions import Fraction
 from functools import cache
 
@@ -37,19 +38,24 @@ def check_range(name: str, value, interval: str) -> np.ndarray:
         array = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be numeric, got {value!r}") from None
+    if not array.size:
+        return array
     low, high = _ends(interval)
-    values = array if array.ndim else array.item()  # a plain number is compared much faster than an array of one
-    above = values >= low if interval[0] == "[" else values > low
-    below = values <= high if interval[-1] == "]" else values < high
-    inside = above & below
-    if not (inside.all() if array.ndim else inside):
-        raise ValueError(f"{name} must lie in {interval}, got {np.extract(np.logical_not(inside), array)[0]:g}")
+    # Two numbers are compared much faster than all entries; where one entry is no number, so are the least and the most.
+    least, most = (array.min(), array.max()) if array.ndim else (array.item(),) * 2
+    if not (low <= least and most <= high):
+        outside = array[~((low <= array) & (array <= high))]
+        raise ValueError(f"{name} must lie in {interval}, got {outside.flat[0]:g}")
     return array
 
 
 @cache
-def _ends(interval: str) -> tuple[float, ...]:
-    return tuple(float(end) for end in interval[1:-1].split(","))
+def _ends(interval: str) -> tuple[float, float]:
+    """The smallest and the largest float in an interval."""
+    low, high = map(float, interval[1:-1].split(","))
+    return low if interval[0] == "[" else math.nextafter(low, math.inf), (
+        high if interval[-1] == "]" else math.nextafter(high, -math.inf)
+    )
 
 
 def check_count(name: str, value, *, at_least: int = 0, infinite: bool = False) -> np.ndarray:
@@ -58,9 +64,10 @@ def check_count(name: str, value, *, at_least: int = 0, infinite: bool = False) 
     Infinity passes only if ``infinite`` is true.
     """
     array = check_range(name, value, f"[{at_least}, inf{']' if infinite else ')'}")
-    broken = array != np.floor(array)  # infinity equals its floor, and what is no number has been refused
-    if broken.any():
-        raise ValueError(f"{name} must be a whole number, got {array[broken].flat[0]:g}")
+    if np.asarray(value).dtype.kind not in "iu":  # integers are whole
+        broken = array != np.floor(array)  # infinity equals its floor, and what is no number has been refused
+        if broken.any():
+            raise ValueError(f"{name} must be a whole number, got {array[broken].flat[0]:g}")
     return array
 
 

@@ -335,11 +335,11 @@ def largest_stochastic_alpha(matrix, bias, *, gamma: float, n=np.inf) -> float:
 
 
 def _parameters(escape_0, bias, alpha, gamma):
-    return (
-        check_range("escape_0", escape_0, "(0, 1]"),
-        check_range("bias", bias, "(0, inf)"),
-        check_range("alpha", alpha, "[0, inf)"),
-        check_range("gamma", gamma, "(0, 1]"),
+    return (  # single numbers as such: arithmetic with them is much faster than with arrays of one
+        check_range("escape_0", escape_0, "(0, 1]")[()],
+        check_range("bias", bias, "(0, inf)")[()],
+        check_range("alpha", alpha, "[0, inf)")[()],
+        check_range("gamma", gamma, "(0, 1]")[()],
     )
 
 
@@ -349,9 +349,9 @@ def _spent(rate, n, gamma) -> np.ndarray:
 
 
 def _ratio(numerator, denominator) -> np.ndarray:
-    """Division in which a positive number over zero is infinite, and zero over zero is zero."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(numerator == 0, 0.0, np.true_divide(numerator, denominator))[()]
+    """Division by what is not negative: a positive number over zero is infinite, and zero over zero is zero."""
+    with np.errstate(divide="ignore"):
+        return np.true_divide(numerator, denominator + (numerator == 0))
 
 
 def _real_steps(needed, gamma) -> np.ndarray:
