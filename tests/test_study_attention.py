@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from safetylib.study import attention as a
+from safetylib.study.generate import advance
 from safetylib.study.tiny import tiny_llama
 
 calm = settings(max_examples=25, deadline=None, derandomize=True)
@@ -88,17 +89,6 @@ def prefilled(model, sequences):
         packing=packed.packing,
     )
     return packed, store
-
-
-def step(model, cache, new):
-    logits = model(
-        input_ids=torch.tensor(new)[:, None],
-        position_ids=cache.lengths[:, None],
-        past_key_values=cache,
-        key_lengths=cache.lengths + 1,
-    ).logits[:, -1]
-    cache.lengths = cache.lengths + 1
-    return logits
 
 
 def assert_close(got, expected, tolerance=1e-5):
@@ -211,10 +201,12 @@ BRANCHES = {  # (row of the packed sequences, tokens kept)
 }
 
 
+@pytest.mark.parametrize("block", [1, 2, 48], ids="blocks of {}".format)
 @pytest.mark.parametrize("branches", BRANCHES.values(), ids=BRANCHES)
 @torch.inference_mode()
-def test_ragged_decoding_equals_recomputing_everything(pair, branches, monkeypatch):
+def test_ragged_decoding_equals_recomputing_everything(pair, branches, block, monkeypatch):
     monkeypatch.setattr(a, "_ROOM", 2)  # so that the cache grows on the way
+    monkeypatch.setattr(a, "_BLOCK", block)
     sequences = [SHARED + list(range(60, 64)), SHARED + list(range(70, 79)), [*SHARED, 80]]
     packed, store = prefilled(pair.model, sequences)
     texts = [sequences[row][:kept] for row, kept in branches]
@@ -224,23 +216,29 @@ def test_ragged_decoding_equals_recomputing_everything(pair, branches, monkeypat
     for turn in range(4):
         new = [100 + 10 * turn + place for place in range(len(texts))]
         texts = [[*text, token] for text, token in zip(texts, new, strict=True)]
-        for got, text in zip(step(pair.model, cache, new), texts, strict=True):
+        for got, text in zip(advance(pair.model, cache, new), texts, strict=True):
             assert_close(got, alone(pair.reference, text)[-1])
 
 
+@pytest.mark.parametrize(
+    ("block", "left"),
+    [(48, [3, 1, 4]), (2, [1, 3, 4]), (1, [1, 3, 4])],
+    ids=["the last rows of a block fill its gaps", "blocks close up apart", "a block of one goes"],
+)
 @torch.inference_mode()
-def test_rows_can_leave_the_cache_and_the_others_go_on(grouped, monkeypatch):
+def test_rows_can_leave_the_cache_and_the_others_go_on(grouped, block, left, monkeypatch):
     monkeypatch.setattr(a, "_ROOM", 2)  # so that what is left grows afterwards
-    sequences = [SHARED, [*SHARED, 5, 6, 7], [8, 9]]
+    monkeypatch.setattr(a, "_BLOCK", block)
+    sequences = [SHARED, [*SHARED, 5, 6, 7], [8, 9], [*SHARED, 30], list(range(60, 80))]
     packed, store = prefilled(grouped.model, sequences)
     cache = store.branch(packed.places)
-    step(grouped.model, cache, [100, 101, 102])
-    cache.keep([2, 0])
-    texts = [[8, 9, 102], [*SHARED, 100]]
+    advance(grouped.model, cache, [100, 101, 102, 103, 104])
+    assert cache.keep([False, True, False, True, True]) == left
+    texts = [[*sequences[row], 100 + row] for row in left]
     for turn in range(3):
-        new = [110 + turn, 120 + turn]
+        new = [110 + 10 * turn + row for row in left]
         texts = [[*text, token] for text, token in zip(texts, new, strict=True)]
-        for got, text in zip(step(grouped.model, cache, new), texts, strict=True):
+        for got, text in zip(advance(grouped.model, cache, new), texts, strict=True):
             assert_close(got, alone(grouped.reference, text)[-1])
 
 
@@ -249,9 +247,18 @@ def test_branches_do_not_write_into_each_other_or_the_store(grouped):
     packed, store = prefilled(grouped.model, [SHARED])
     before = [keys.clone() for keys, _ in store.layers]
     first, second = (store.branch([packed.places[0]]) for _ in range(2))
-    step(grouped.model, first, [200])
-    assert_close(step(grouped.model, second, [201])[0], alone(grouped.reference, [*SHARED, 201])[-1])
+    advance(grouped.model, first, [200])
+    assert_close(advance(grouped.model, second, [201])[0], alone(grouped.reference, [*SHARED, 201])[-1])
     assert all(torch.equal(now, then) for (now, _), then in zip(store.layers, before, strict=True))
+
+
+@calm
+@given(going_on=st.lists(st.booleans(), min_size=1, max_size=20))
+def test_a_batch_closes_up_with_as_few_moves_as_there_are_gaps(going_on):
+    order = a.closed_up(going_on)
+    assert sorted(order) == [place for place, stays in enumerate(going_on) if stays]
+    moved = [place for place, origin in enumerate(order) if place != origin]
+    assert len(moved) == going_on[: len(order)].count(False)
 
 
 # --- what it does not cover -------------------------------------------------------------------------------------------
@@ -279,7 +286,11 @@ def test_a_sliding_window_hides_what_lies_further_back(window):
     assert_close(packed, expected)
     for length in (1, 9, 20):
         last, _ = a.attention(
-            query=query[:, :, length - 1 : length], key=key, value=value, key_lengths=torch.tensor([length]), **call
+            query=query[:, :, length - 1 : length],
+            key=[key],
+            value=[value],
+            rows=a.RaggedCache([([key], [value])], torch.tensor([length - 1])),
+            **call,
         )
         assert_close(last, expected[:, length - 1 : length])
 
@@ -293,7 +304,7 @@ def test_scores_beyond_float16_do_not_overflow():
 
 
 def test_an_unpacked_call_is_refused_rather_than_computed_without_a_mask(grouped):
-    with pytest.raises(ValueError, match="needs `packing` or `key_lengths`"):
+    with pytest.raises(ValueError, match="needs `packing` or `rows`"):
         grouped.model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
 
 

@@ -42,15 +42,6 @@ def alone(reference, prompt, limit, eos):
     return (out[:-1], True) if out[-1] == eos else (out, False)
 
 
-@calm
-@given(going_on=st.lists(st.booleans(), min_size=1, max_size=20))
-def test_a_batch_closes_up_with_as_few_moves_as_there_are_gaps(going_on):
-    order = g.closed_up(going_on)
-    assert sorted(order) == [place for place, stays in enumerate(going_on) if stays]
-    moved = [place for place, origin in enumerate(order) if place != origin]
-    assert len(moved) == going_on[: len(order)].count(False)
-
-
 def plain(response):
     return response.tokens, response.ended
 
@@ -171,7 +162,21 @@ EOS = 0
     ],
 )
 def test_where_greedy_decoding_leaves_the_trunk(choices, trunk, start, within, expected):
-    assert g.follow_then_leave(choices, trunk, start, within) == expected
+    found = g.leaving_places(lambda places: [choices[place] for _, place in places], [trunk], [(0, start)], within)
+    assert found == [None if expected is None else (expected, choices[expected])]
+
+
+def test_the_model_is_asked_once_for_each_place_that_matters_and_for_many_at_a_time():
+    choices, trunks = [[1, 2, 3, 9, 5, 6], [9, 2, 3, 4, 5, 6]], [[1, 2, 3, 4, 5, 6]] * 2
+    asked = []
+
+    def choose(places):
+        asked.append(places)
+        return [choices[trunk][place] for trunk, place in places]
+
+    starts = [(0, 0), (0, 1), (1, 0), (1, 4)]
+    assert g.leaving_places(choose, trunks, starts, 6) == [(3, 9), (3, 9), (0, 9), None]
+    assert asked == [[(0, 0), (0, 1), (1, 0), (1, 4)], [(0, 2), (1, 5)], [(0, 3)]]
 
 
 # --- every depth ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 from made_models import lively
 from peft import PeftModel
-from test_study_attention import CASES, alone, assert_close, packed_logits, prefilled, step, with_reference
+from test_study_attention import CASES, alone, assert_close, packed_logits, prefilled, with_reference
 from test_study_generate import alone as greedy
 from test_study_generate import plain
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -80,7 +80,7 @@ def test_decoding_from_branches_equals_recomputing(pair):
     texts = [text, text[:9]]
     for token in (60, 70):
         texts = [[*one, token] for one in texts]
-        for got, one in zip(step(pair.model, cache, [token] * 2), texts, strict=True):
+        for got, one in zip(generate.advance(pair.model, cache, [token] * 2), texts, strict=True):
             assert_close(got, alone(pair.reference, one)[-1], 1e-4)
 
 

@@ -60,20 +60,32 @@ def prefill(
     FloatingPointError
         The model's activations overflow float16, so that what it says would mean nothing.
     """
-    packed, store = pack(sequences, model.device), KeyValueStore()
+    packed = pack(sequences, model.device)
     places = [
         packed.places[row][torch.as_tensor(list(positions), dtype=torch.long)] for row, positions in enumerate(wanted)
     ]
-    logits = model(
+    store, output = _read(model, packed, logits_to_keep=torch.cat(places).to(model.device))
+    logits = _finite(output.logits[0]).float()
+    return packed, store, list(logits.split([len(place) for place in places]))
+
+
+def _read(network: torch.nn.Module, packed: Packed, **options):
+    """What a model, or its decoder alone, makes of a packed row, and its keys and values."""
+    store = KeyValueStore()
+    output = network(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
         past_key_values=store,
         packing=packed.packing,
-        logits_to_keep=torch.cat(places).to(model.device),
-    ).logits[0]
-    if logits.dtype == torch.float16 and not logits.isfinite().all():
+        **options,
+    )
+    return store, output
+
+
+def _finite(numbers: torch.Tensor) -> torch.Tensor:
+    if numbers.dtype == torch.float16 and not numbers.isfinite().all():
         raise FloatingPointError("the model's activations do not fit into float16; a GPU with bfloat16 is needed")
-    return packed, store, list(logits.float().split([len(place) for place in places]))
+    return numbers
 
 
 def most_rows(shape: Shape) -> int:
@@ -106,11 +118,12 @@ def chunks(
 @torch.inference_mode()
 def advance(model: PreTrainedModel, cache: RaggedCache, tokens: list[int]) -> torch.Tensor:
     """Append one token to every row of a cache; the logits of the token after it, shape (rows, vocabulary)."""
+    cache.make_room()
     logits = model(
         input_ids=torch.tensor(tokens, device=model.device)[:, None],
         position_ids=cache.lengths[:, None],
         past_key_values=cache,
-        key_lengths=cache.lengths + 1,
+        rows=cache,
         logits_to_keep=1,
     ).logits[:, -1]
     cache.lengths = cache.lengths + 1
@@ -131,22 +144,13 @@ def extend(
         if not any(going_on):
             return
         if not all(going_on):
-            order = closed_up(going_on)
-            cache.keep(order)
-            alive = [alive[place] for place in order]
+            alive = [alive[place] for place in cache.keep(going_on)]
         logits = advance(model, cache, [responses[row].tokens[-1] for row in alive])
         for row, token in zip(alive, logits.max(-1).indices.tolist(), strict=True):
             if token == eos:
                 responses[row].ended = True
             else:
                 responses[row].tokens.append(token)
-
-
-def closed_up(going_on: list[bool]) -> list[int]:
-    """Places that go on, in an order in which those at the end fill the gaps of those that do not: few rows move."""
-    count = sum(going_on)
-    late = (place for place in range(count, len(going_on)) if going_on[place])
-    return [place if going_on[place] else next(late) for place in range(count)]
 
 
 def begin(token: int, eos: int) -> Response:
@@ -180,16 +184,47 @@ def answer(
     return responses
 
 
-def follow_then_leave(choices: list[int], trunk: list[int], start: int, within: int) -> int | None:
-    """Where greedy decoding from ``start`` leaves the trunk: the first position j with ``choices[j] != trunk[j]``.
+def leaving_places(
+    choose: Callable[[list[tuple[int, int]]], list[int]],
+    trunks: list[list[int]],
+    starts: list[tuple[int, int]],
+    within: int,
+) -> list[tuple[int, int] | None]:
+    """Where greedy decoding leaves its trunk, and with which token: the first that is not the trunk's own.
 
-    None if it follows the trunk for ``within`` tokens. ``choices[j]`` is the model's token after j trunk tokens; the
-    trunk may end with an end-of-sequence token.
+    Parameters
+    ----------
+    choose
+        The model's tokens after so many tokens of so many trunks: of each (trunk, number of tokens). It is asked for no more
+        than are needed, once for each place, and for many trunks at a time.
+    trunks
+        They may end with an end-of-sequence token.
+    starts
+        From where to look: (trunk, number of its tokens).
+    within
+        How far to look.
+
+    Returns
+    -------
+    list
+        For each of ``starts`` the number of tokens before the place, and the model's token there; None if the trunk is followed
+        for ``within`` tokens, or to its end.
     """
-    for j in range(start, min(start + within, len(trunk))):
-        if choices[j] != trunk[j]:
-            return j
-    return None
+    found: list[tuple[int, int] | None] = [None] * len(starts)
+    chosen: dict[tuple[int, int], int] = {}
+    for step in range(within):
+        at = {
+            which: (trunk, start + step)
+            for which, (trunk, start) in enumerate(starts)
+            if found[which] is None and start + step < len(trunks[trunk])
+        }
+        new = sorted(set(at.values()) - chosen.keys())
+        if new:
+            chosen.update(zip(new, choose(new), strict=True))
+        for which, (trunk, place) in at.items():
+            if chosen[trunk, place] != trunks[trunk][place]:
+                found[which] = place, chosen[trunk, place]
+    return found
 
 
 def depth_responses(
@@ -224,36 +259,41 @@ def depth_responses(
     """
     result: dict[tuple[int, int], Response] = {}
     sequences = [prompt + trunk for prompt, trunk in zip(prompts, trunks, strict=True)]
-    width = most_rows(Shape.of(model.config))
+    width, head = most_rows(Shape.of(model.config)), model.get_output_embeddings()
     for batch in chunks(sequences, model=model):
-        wanted = [range(len(prompts[i]) - 1, len(sequences[i]) - 1) for i in batch]
-        packed, store, logits = prefill(model, [sequences[i] for i in batch], wanted)
-        leaves: dict[tuple[int, int], int | None] = {}
+        packed = pack([sequences[i] for i in batch], model.device)
+        store, output = _read(model.get_decoder(), packed)
+        states = _finite(output.last_hidden_state[0])
+        place_of = {i: packed.places[place] for place, i in enumerate(batch)}
+
+        def choose(wanted: list[tuple[int, int]], states=states, place_of=place_of) -> list[int]:
+            last = torch.stack([place_of[i][len(prompts[i]) + tokens - 1] for i, tokens in wanted])
+            return head(states[last.to(states.device)]).max(-1).indices.tolist()
+
+        reached = {i: len(trunks[i]) - (trunks[i][-1] == eos) for i in batch}
+        starts = [(i, depth) for i in batch for depth in depths if depth < reached[i]]
         branches: dict[tuple[int, int], Response] = {}
-        for place, i in enumerate(batch):
-            choices = logits[place].argmax(-1).tolist()
-            reached = len(trunks[i]) - (trunks[i][-1] == eos)
-            for depth in (depth for depth in depths if depth < reached):
-                leave = leaves[i, depth] = follow_then_leave(choices, trunks[i], depth, within)
-                if leave is not None:
-                    branches[i, leave] = begin(choices[leave], eos)
-        place_of = {i: place for place, i in enumerate(batch)}
+        depths_of: dict[tuple[int, int], list[int]] = {}
+        leaves = leaving_places(choose, trunks, starts, within)
+        for (i, depth), left in zip(starts, leaves, strict=True):
+            if left is not None:
+                leave, token = left
+                branches[i, leave] = begin(token, eos)
+                depths_of.setdefault((i, leave), []).append(depth)
         open_branches = [key for key, response in branches.items() if not response.ended]
         for first in range(0, len(open_branches), width):
-            keys = open_branches[first : first + width]
+            keys = sorted(open_branches[first : first + width], key=lambda key: len(prompts[key[0]]) + key[1])
             rows = [branches[key] for key in keys]
-            starts = [[depth for (row, depth), leave in leaves.items() if (row, leave) == key] for key in keys]
-            more = _until_decided(rows, keys, starts, trunks, within, after, refused)
-            places = [packed.places[place_of[i]][: len(prompts[i]) + leave] for i, leave in keys]
+            more = _until_decided(rows, keys, [depths_of[key] for key in keys], trunks, within, after, refused)
+            places = [place_of[i][: len(prompts[i]) + leave] for i, leave in keys]
             extend(model, store.branch(places), rows, more, eos)
-        for i, depth in leaves:
-            leave = leaves[i, depth]
-            if leave is None:
+        for (i, depth), left in zip(starts, leaves, strict=True):
+            if left is None:
                 ran = trunks[i][depth : depth + within]
                 result[i, depth] = Response([token for token in ran if token != eos], eos in ran)
             else:
-                branch = branches[i, leave]
-                tokens = trunks[i][depth:leave] + branch.tokens
+                branch = branches[i, left[0]]
+                tokens = trunks[i][depth : left[0]] + branch.tokens
                 # A branch may have been decoded further for another depth's sake.
                 kept = within + after if refused(tokens[:within]) else within
                 result[i, depth] = Response(tokens[:kept], branch.ended and len(tokens) <= kept)
