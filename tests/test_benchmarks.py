@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks import timing
 from benchmarks.timing import Comparison
 
 
@@ -105,3 +106,23 @@ def test_both_trainers_learn_the_targets_alone():
     assert found["input_ids"].tolist() == [[1, 2, 3, 4, 5], [6, 7, 9, 9, 9]]
     assert found["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
     assert found["labels"].tolist() == [[-100, -100, -100, 4, 5], [-100, 7, -100, -100, -100]]
+
+
+def test_a_run_is_so_many_calls_and_more_until_it_has_lasted(monkeypatch):
+    """A clock on which theirs takes a second a call and ours a hundredth."""
+    now, calls = [0.0], {"theirs": 0, "ours": 0}
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def side(name, seconds):
+        def run():
+            calls[name] += 1
+            now[0] += seconds
+
+        return run
+
+    found = timing.compare("work", "a peer", side("theirs", 1.0), side("ours", 1 / 128), repeats=2, seconds_a_run=0.5)
+    assert (found.peer_seconds, found.our_seconds) == (1.0, 1 / 128)
+    assert calls == {"theirs": 3, "ours": 3 * 64}, "a warm-up and two runs of each"
+    timing.compare("work", "a peer", side("theirs", 1.0), side("ours", 1 / 128), repeats=1, calls=5)
+    assert calls == {"theirs": 3 + 10, "ours": 3 * 64 + 10}

@@ -295,11 +295,19 @@ def test_a_loss_that_is_lost_on_the_way_asks_for_a_smaller_learning_rate():
 def test_a_model_that_overflows_float16_is_stopped_rather_than_listened_to():
     model = lively("llama")[0].half()
     prompts = [[1, 10, 11, 12]]
-    assert generate.answer(model, prompts, 2, -1)
+
+    def answers():
+        return generate.answer(model, prompts, 2, -1)
+
+    def at_depths():
+        return generate.depth_responses(model, prompts, [[20, 21, 22]], (0, 1), 2, 0, -1, lambda _: False)
+
+    assert answers() and at_depths()
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.fill_(6e4)
-    with pytest.raises(FloatingPointError, match="do not fit into float16"):
-        generate.answer(model, prompts, 2, -1)
+    for listen in (answers, at_depths):
+        with pytest.raises(FloatingPointError, match="do not fit into float16"):
+            listen()
 
 
 @pytest.mark.parametrize(

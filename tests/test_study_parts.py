@@ -421,18 +421,26 @@ def test_unknown_parts_are_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("preset", "says"),
+    ("preset", "part", "says"),
     [
-        ("tiny", "take seconds"),
-        ("cpu", "minutes when the stored tables were measured"),
-        ("colab", "take about 60 minutes on two cores without a GPU, for the cpu preset"),
+        ("tiny", "ablations", "take seconds"),
+        ("cpu", "ablations", "took 25 minutes when the stored tables were measured"),
+        (
+            "colab",
+            "ablations",
+            "took 25 minutes for the cpu preset, on two cores without a GPU, when the stored tables",
+        ),
+        ("colab", "chain", "were never measured"),
     ],
 )
-def test_the_command_says_how_long_a_part_takes_before_it_starts(capsys, tmp_path, preset, says):
-    run.main(preset, tmp_path, dry_run=True, part="ablations")
+def test_the_command_says_how_long_a_part_takes_before_it_starts(capsys, tmp_path, monkeypatch, preset, part, says):
+    monkeypatch.setattr(run.results, "ROOT", tmp_path / "results")
+    (tmp_path / "results" / "cpu" / "ablations").mkdir(parents=True)
+    (tmp_path / "results" / "cpu" / "ablations" / "timings.csv").write_text("unit,seconds\none,900\nother,600\n")
+    run.main(preset, tmp_path / "runs", dry_run=True, part=part)
     said = capsys.readouterr().out
-    assert f"part ablations of preset {preset}" in said and says in said
-    assert not list(tmp_path.iterdir()), "nothing is measured in a dry run"
+    assert f"part {part} of preset {preset}" in said and says in said
+    assert not (tmp_path / "runs").exists(), "nothing is measured in a dry run"
 
 
 def test_a_part_is_measured_from_the_command_line_and_compared_when_measured_again(capsys, tmp_path, monkeypatch):

@@ -119,7 +119,7 @@ def _own_seed(variant: str, seed: int) -> int:
 class Ablations(Part):
     """Trained and measured without a judge, at depth 0 and the headline depths, and on benign prompts."""
 
-    part, minutes = "ablations", 60
+    part = "ablations"
     code = ("part.py", "ablations.py")
     renewed = "observe-orbit2-0"
 

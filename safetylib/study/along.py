@@ -40,7 +40,7 @@ def saving(batches: Iterable[list], model: PeftModel, at: tuple[int, ...], folde
 class Along(Part):
     """Every trained arm, seen at checkpoints."""
 
-    part, minutes = "along", 30
+    part = "along"
     code = ("part.py", "along.py")
     renewed = "along-shallow-0"
 

@@ -26,7 +26,7 @@ def refusal_openings(study: Study) -> tuple[list[tuple[int, ...]], list[tuple[in
 class Forced(Part):
     """Of every member: q_k, and the probability that a refusal starts within m tokens, at every depth."""
 
-    part, minutes = "forced", 30
+    part = "forced"
     code = ("part.py", "forced.py", "transitions.py")
     renewed = "forced-base-0"
 

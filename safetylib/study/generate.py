@@ -1,10 +1,10 @@
 """Responses: greedy decoding of many prompts at once, and depth branches that share one trunk.
 
-A *trunk* is a prompt followed by the untuned model's own answer. One packed forward pass over all trunks gives the next
-token at every position; a response after a prefix of k tokens follows the trunk as long as the model agrees with it, and
-leaves it where it first disagrees. Prefixes whose responses leave at the same place share one branch, decoded once from
-the trunk's keys and values. In float32 the texts equal those of decoding every depth by itself (a test says so); in
-bfloat16 near-ties may fall the other way.
+A *trunk* is a prompt followed by the untuned model's own answer. One packed forward pass over all trunks knows the next
+token at every position; it is computed only where it decides. A response after a prefix of k tokens follows the trunk as
+long as the model agrees with it, and leaves it where it first disagrees. Prefixes whose responses leave at the same place
+share one branch, decoded once from the trunk's keys and values. In float32 the texts equal those of decoding every depth by
+itself (a test says so); in bfloat16 near-ties may fall the other way.
 """
 
 from __future__ import annotations
@@ -263,12 +263,12 @@ def depth_responses(
     for batch in chunks(sequences, model=model):
         packed = pack([sequences[i] for i in batch], model.device)
         store, output = _read(model.get_decoder(), packed)
-        states = _finite(output.last_hidden_state[0])
+        states = output.last_hidden_state[0]
         place_of = {i: packed.places[place] for place, i in enumerate(batch)}
 
         def choose(wanted: list[tuple[int, int]], states=states, place_of=place_of) -> list[int]:
             last = torch.stack([place_of[i][len(prompts[i]) + tokens - 1] for i, tokens in wanted])
-            return head(states[last.to(states.device)]).max(-1).indices.tolist()
+            return _finite(head(states[last.to(states.device)])).max(-1).indices.tolist()
 
         reached = {i: len(trunks[i]) - (trunks[i][-1] == eos) for i in batch}
         starts = [(i, depth) for i in batch for depth in depths if depth < reached[i]]

@@ -21,7 +21,7 @@ RUNS = {
 class LongerChain(MeasuredChain):
     """Two step sizes each of AdamW and of plain gradient descent, with a slow decay and with none."""
 
-    part, minutes = "longer", 60
+    part = "longer"
     code = (*MeasuredChain.code, "longer_chain.py")
     renewed = "longer-adamw0-0"
     runs, steps, looked_at = RUNS, 64, (4, 8, 16, 32, 64)

@@ -58,7 +58,7 @@ RUNS = {
 class MeasuredChain(Part):
     """Two decays with three step sizes of AdamW, and with four of plain stochastic gradient descent."""
 
-    part, minutes = "chain", 50
+    part = "chain"
     code: tuple[str, ...] = ("part.py", "measured_chain.py", "forced.py", "along.py", "transitions.py")
     renewed = "chain-adamw0-0"
     keys = ("run", "seed")

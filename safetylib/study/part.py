@@ -27,8 +27,6 @@ class Part(Study):
     ----------
     part
         Name on the command line and of the folder of its tables.
-    minutes
-        What it takes on two cores without a GPU, once the units it builds upon are there.
     code
         Modules whose code its numbers depend on, besides the main study's.
     renewed, keys
@@ -36,7 +34,6 @@ class Part(Study):
     """
 
     part = ""
-    minutes = 0
     code: tuple[str, ...] = ()
     renewed = ""
     keys: tuple[str, ...] = ("arm", "seed")

@@ -18,7 +18,7 @@ from safetylib.study.part import Part
 class Rated(Part):
     """Every member's answers to the benign test prompts, as they were generated, rated by the plan's judge."""
 
-    part, minutes = "rated", 5
+    part = "rated"
     code = ("part.py", "rated.py")
     renewed = "rate-base-0"
 

@@ -230,19 +230,24 @@ def _restamp_parts(folder: Path, measured_under: dict[str, str]) -> None:
                 )
 
 
+def _time_of(preset: str, part: str) -> str:
+    """How long a part's own units take: as its stored tables tell, or those of the cpu preset where it has none."""
+    if preset == "tiny":
+        return "take seconds"
+    for stored, where in ((preset, ""), ("cpu", " for the cpu preset, on two cores without a GPU,")):
+        timings = results.ROOT / stored / part / "timings.csv"
+        if timings.is_file():
+            minutes = pd.read_csv(timings)["seconds"].sum() / 60
+            return f"took {minutes:.0f} minutes{where} when the stored tables were measured"
+    return "were never measured"
+
+
 def measure_part(plan: Preset, name: str, into: Path, accept: bool = False, dry_run: bool = False) -> None:
     """Measure one part, say how it differs from what is stored, and accept it if asked."""
     study = parts.part(name)(plan, into, per_set=6 if plan.name == "tiny" else None)
-    timings = results.ROOT / plan.name / name / "timings.csv"
-    took = (
-        f"took {pd.read_csv(timings)['seconds'].sum() / 60:.0f} minutes when the stored tables were measured"
-        if timings.is_file()
-        else "take seconds"
-        if plan.name == "tiny"
-        else f"take about {study.minutes} minutes on two cores without a GPU, for the cpu preset"
-    )
     print(
-        f"part {name} of preset {plan.name}: {len(study.own())} units of its own, besides what they build upon; its own {took}"
+        f"part {name} of preset {plan.name}: {len(study.own())} units of its own, besides what they build upon; "
+        f"its own {_time_of(plan.name, name)}"
     )
     if dry_run:
         return

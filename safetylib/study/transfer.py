@@ -18,7 +18,7 @@ PROMPTS = 75
 class Transfer(Part):
     """Refusal at depth 0 and the headline depths."""
 
-    part, minutes = "transfer", 15
+    part = "transfer"
     code = ("part.py", "transfer.py")
     renewed = "transfer-base-0"
 

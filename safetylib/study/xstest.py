@@ -26,7 +26,7 @@ class XSTest(Part):
     m tokens of its depth curves.
     """
 
-    part, minutes = "xstest", 15
+    part = "xstest"
     code = ("part.py", "xstest.py", "prompt_sets.py")
     renewed = "xstest-base-0"
 
