@@ -100,10 +100,15 @@ def test_greedy_texts_are_identical(pair):
 # --- the whole study, in four bits ------------------------------------------------------------------------------------
 
 
-def test_the_whole_study_runs_on_every_architecture(folder, tmp_path):
+@pytest.mark.parametrize("weights", ["as on a CPU", "packed, as on a GPU"])
+def test_the_whole_study_runs_on_every_architecture(folder, packed_in_four_bits, weights, tmp_path, monkeypatch):
+    if weights == "packed, as on a GPU":
+        monkeypatch.setattr(models, "load", lambda name: packed_in_four_bits)
     recipe = replace(TINY.recipe, steps=2)
     plan = replace(TINY, model=str(folder), judge=str(folder), arms=("base", "cyclic"), seeds=(0,), recipe=recipe)
     study = Study(plan, tmp_path, silent=True, per_set=1)
+    packed = any(type(module).__name__ == "Linear4bit" for module in study.base.modules())
+    assert packed is (weights != "as on a CPU")
     study.run()
     study.write_tables(tmp_path / "tables")
     results = Results(tmp_path / "tables")
