@@ -17,8 +17,8 @@ from transformers import AttentionInterface
 
 NAME = "safetylib"
 _MULTIPLE = 8
-_ROOM = 16
-_BLOCK = 48
+_ROOM = 32
+_BLOCK = 96
 
 
 @dataclass(frozen=True)

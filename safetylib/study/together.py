@@ -51,8 +51,15 @@ class _SharedCache(RaggedCache):
     """The rows of several caches, which stand for several members, in one; rows that leave take their member with them."""
 
     def __init__(self, caches: list[RaggedCache], rows: _Rows, own: torch.Tensor) -> None:
+        def joined(parts: tuple[list[torch.Tensor], ...]) -> list[torch.Tensor]:
+            blocks = list(chain(*parts))
+            capacity = max(block.shape[2] for block in blocks)
+            return [
+                torch.cat([torch.nn.functional.pad(block, (0, 0, 0, capacity - block.shape[2])) for block in blocks])
+            ]
+
         layers = [
-            tuple(list(chain(*parts)) for parts in zip(*layer, strict=True))
+            tuple(joined(parts) for parts in zip(*layer, strict=True))
             for layer in zip(*(cache.layers for cache in caches), strict=True)
         ]
         super().__init__(layers, torch.cat([cache.lengths for cache in caches]))
