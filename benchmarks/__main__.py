@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STORED = ROOT / "results" / "benchmarks.csv"
 PAGE = ROOT / "book" / "speed-table.md"
 
-COLUMNS = ("benchmark", "function", "work", "peer", "peer_seconds", "our_seconds", "ratio", "target", "date", "machine")
+COLUMNS = (
+    *("benchmark", "function", "work", "peer", "peer_seconds", "our_seconds"),
+    *("ratio", "lowest", "highest", "target", "date", "machine"),
+)
 
 # Benchmark -> functions of its module, and the ratio that the project set itself.
 BENCHMARKS: dict[str, dict[str, float]] = {
@@ -46,7 +49,9 @@ def measure(name: str) -> pd.DataFrame:
                     "peer": found.peer,
                     "peer_seconds": float(f"{found.peer_seconds:.3g}"),
                     "our_seconds": float(f"{found.our_seconds:.3g}"),
-                    "ratio": float(f"{found.ratio:.2g}"),
+                    "ratio": float(f"{found.ratio:.3g}"),
+                    "lowest": float(f"{found.spread[0]:.3g}"),
+                    "highest": float(f"{found.spread[1]:.3g}"),
                     "target": target,
                     "date": where["date"],
                     "machine": where["machine"],
@@ -57,9 +62,13 @@ def measure(name: str) -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> str:
     """The stored rows as a Markdown table, with a line on where they come from."""
-    lines = ["| work | peer | its time | our time | ratio | aim |", "|---|---|---:|---:|---:|---:|"]
+    lines = [
+        "| work | peer | its time | our time | ratio | from run to run | aim |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
     lines += [
-        f"| {row.work} | {row.peer} | {row.peer_seconds:g} s | {row.our_seconds:g} s | {row.ratio:g} | {row.target:g} |"
+        f"| {row.work} | {row.peer} | {row.peer_seconds:g} s | {row.our_seconds:g} s | {row.ratio:g} | "
+        f"{row.lowest:g} to {row.highest:g} | {row.target:g} |"
         for row in rows.itertuples()
     ]
     places = sorted({f"{row.date}, {row.machine}" for row in rows.itertuples()})

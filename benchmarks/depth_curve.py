@@ -82,7 +82,7 @@ def curve(arm: str, depths: tuple[int, ...] = SOME_DEPTHS, prompts: int = 32) ->
         "generate at every depth",
         theirs,
         ours,
-        repeats=2,
+        repeats=3,
     )
 
 

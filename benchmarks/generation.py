@@ -50,7 +50,7 @@ def batch(count: int = 64) -> Comparison:
 
     same = sum(one == other for one, other in zip(theirs(), ours(), strict=True)) / count
     print(f"bfloat16, so near-ties may fall either way: {same:.0%} of the responses agree token by token")
-    return compare(f"{count} responses of at most {TOKENS} tokens", "generate", theirs, ours, repeats=2)
+    return compare(f"{count} responses of at most {TOKENS} tokens", "generate", theirs, ours, repeats=5)
 
 
 def five_adapters(count: int = 16, tokens: int = 32) -> Comparison:

@@ -39,6 +39,7 @@ def main(count: int = 64) -> Comparison:
         f"generating at most {VERDICT_TOKENS} tokens",
         theirs,
         lambda: judge.rate(prepacked, tokenizer, pairs),
+        repeats=5,
     )
 
 

@@ -12,22 +12,38 @@ _PAUSE = 0.2
 
 @dataclass(frozen=True)
 class Comparison:
-    """Median seconds of a peer and of ours on the same work."""
+    """Seconds that a peer and ours took for the same work, run by run, in turn."""
 
     work: str
     peer: str
-    peer_seconds: float
-    our_seconds: float
+    peer_runs: tuple[float, ...]
+    our_runs: tuple[float, ...]
+
+    @property
+    def peer_seconds(self) -> float:
+        """The peer's median."""
+        return statistics.median(self.peer_runs)
+
+    @property
+    def our_seconds(self) -> float:
+        """Our median."""
+        return statistics.median(self.our_runs)
 
     @property
     def ratio(self) -> float:
-        """How many times faster ours is."""
+        """How many times faster ours is, by the medians."""
         return self.peer_seconds / self.our_seconds
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The smallest and the largest ratio of two runs that followed each other."""
+        ratios = [theirs / ours for theirs, ours in zip(self.peer_runs, self.our_runs, strict=True)]
+        return min(ratios), max(ratios)
 
     def __str__(self) -> str:
         return (
             f"{self.work}: {self.peer} {self.peer_seconds:.3g} s, safetylib {self.our_seconds:.3g} s, "
-            f"ratio {self.ratio:.2g}"
+            f"ratio {self.ratio:.3g} ({self.spread[0]:.3g} to {self.spread[1]:.3g})"
         )
 
 
@@ -56,6 +72,6 @@ def compare(
                 done, elapsed = done + 1, time.perf_counter() - began
             if turn:  # the first of each warms up
                 side.append(elapsed / done)
-    result = Comparison(work, peer, *map(statistics.median, seconds))
+    result = Comparison(work, peer, *map(tuple, seconds))
     print(result, flush=True)
     return result

@@ -15,7 +15,9 @@ def bench(monkeypatch, tmp_path):
 
     class Module:
         def __init__(self, name):
-            self.main = lambda: Comparison(f"{name} work", "a peer", ratios[name], 1.0)
+            self.main = lambda: Comparison(
+                f"{name} work", "a peer", (ratios[name], 3 * ratios[name], ratios[name]), (1.0, 1.0, 2.0)
+            )
 
     monkeypatch.setattr(command, "BENCHMARKS", {"slow": {"main": 3.0}, "fast": {"main": 30.0}})
     monkeypatch.setattr(command, "import_module", lambda path: Module(path.removeprefix("benchmarks.")))
@@ -31,7 +33,7 @@ def test_ratios_are_stored_beside_their_aims_and_shown(bench, tmp_path):
     assert list(stored["benchmark"]) == ["slow", "fast"]
     assert list(stored["ratio"]) == [2.0, 40.0] and list(stored["target"]) == [3.0, 30.0]
     page = (tmp_path / "table.md").read_text()
-    assert "| slow work | a peer | 2 s | 1 s | 2 | 3 |" in page and "cores" in page
+    assert "| slow work | a peer | 2 s | 1 s | 2 | 1 to 6 | 3 |" in page and "cores" in page
 
 
 def test_rows_that_are_not_measured_again_stay(bench, tmp_path):
