@@ -68,7 +68,7 @@ def table(rows: pd.DataFrame) -> str:
     ]
     lines += [
         f"| {row.work} | {row.peer} | {row.peer_seconds:g} s | {row.our_seconds:g} s | {row.ratio:g} | "
-        f"{row.lowest:g} to {row.highest:g} | {row.target:g} |"
+        f"{'' if pd.isna(row.lowest) else f'{row.lowest:g} to {row.highest:g}'} | {row.target:g} |"
         for row in rows.itertuples()
     ]
     places = sorted({f"{row.date}, {row.machine}" for row in rows.itertuples()})

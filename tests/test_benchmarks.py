@@ -44,6 +44,15 @@ def test_rows_that_are_not_measured_again_stay(bench, tmp_path):
     assert list(zip(stored["benchmark"], stored["ratio"], strict=True)) == [("slow", 2.0), ("fast", 50.0)]
 
 
+def test_a_row_stored_before_runs_were_compared_one_by_one_has_no_spread(bench, tmp_path):
+    command.main(["slow"])
+    stored = pd.read_csv(tmp_path / "benchmarks.csv").drop(columns=["lowest", "highest"])
+    stored.to_csv(tmp_path / "benchmarks.csv", index=False)
+    command.main(["fast"])
+    page = (tmp_path / "table.md").read_text()
+    assert "| 2 |  | 3 |" in page and "| 40 | 20 to 120 | 30 |" in page
+
+
 def test_a_missing_peer_has_no_row(bench, monkeypatch, tmp_path):
     class Missing:
         main = staticmethod(lambda: None)
