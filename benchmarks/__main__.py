@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.ticker import EngFormatter
 
 from benchmarks.timing import Comparison
 from safetylib.study.store import provenance
@@ -18,6 +19,7 @@ from safetylib.study.store import provenance
 ROOT = Path(__file__).resolve().parents[1]
 STORED = ROOT / "results" / "benchmarks.csv"
 PAGE = ROOT / "book" / "speed-table.md"
+_NO_BREAK = "\u00a0"
 
 COLUMNS = (
     *("benchmark", "function", "work", "peer", "peer_seconds", "our_seconds"),
@@ -62,13 +64,14 @@ def measure(name: str) -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> str:
     """The stored rows as a Markdown table, with a line on where they come from."""
+    seconds = EngFormatter("s", sep=_NO_BREAK)
     lines = [
-        "| work | peer | its time | our time | ratio | from run to run | aim |",
+        "| work | peer | ratio | aim | from run to run | its time | our time |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {row.work} | {row.peer} | {row.peer_seconds:g} s | {row.our_seconds:g} s | {row.ratio:g} | "
-        f"{'' if pd.isna(row.lowest) else f'{row.lowest:g} to {row.highest:g}'} | {row.target:g} |"
+        f"| {row.work} | {row.peer} | {row.ratio:g} | {row.target:g} | {row.lowest:g}{_NO_BREAK}to{_NO_BREAK}{row.highest:g} | "
+        f"{seconds(row.peer_seconds)} | {seconds(row.our_seconds)} |"
         for row in rows.itertuples()
     ]
     places = sorted({f"{row.date}, {row.machine}" for row in rows.itertuples()})
