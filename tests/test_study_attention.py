@@ -201,12 +201,10 @@ BRANCHES = {  # (row of the packed sequences, tokens kept)
 }
 
 
-@pytest.mark.parametrize("block", [1, 2, 48], ids="blocks of {}".format)
 @pytest.mark.parametrize("branches", BRANCHES.values(), ids=BRANCHES)
 @torch.inference_mode()
-def test_ragged_decoding_equals_recomputing_everything(pair, branches, block, monkeypatch):
+def test_ragged_decoding_equals_recomputing_everything(pair, branches, monkeypatch):
     monkeypatch.setattr(a, "_ROOM", 2)  # so that the cache grows on the way
-    monkeypatch.setattr(a, "_BLOCK", block)
     sequences = [SHARED + list(range(60, 64)), SHARED + list(range(70, 79)), [*SHARED, 80]]
     packed, store = prefilled(pair.model, sequences)
     texts = [sequences[row][:kept] for row, kept in branches]
@@ -220,20 +218,15 @@ def test_ragged_decoding_equals_recomputing_everything(pair, branches, block, mo
             assert_close(got, alone(pair.reference, text)[-1])
 
 
-@pytest.mark.parametrize(
-    ("block", "left"),
-    [(48, [3, 1, 4]), (2, [1, 3, 4]), (1, [1, 3, 4])],
-    ids=["the last rows of a block fill its gaps", "blocks close up apart", "a block of one goes"],
-)
 @torch.inference_mode()
-def test_rows_can_leave_the_cache_and_the_others_go_on(grouped, block, left, monkeypatch):
+def test_rows_can_leave_the_cache_and_the_others_go_on(grouped, monkeypatch):
     monkeypatch.setattr(a, "_ROOM", 2)  # so that what is left grows afterwards
-    monkeypatch.setattr(a, "_BLOCK", block)
     sequences = [SHARED, [*SHARED, 5, 6, 7], [8, 9], [*SHARED, 30], list(range(60, 80))]
     packed, store = prefilled(grouped.model, sequences)
     cache = store.branch(packed.places)
     advance(grouped.model, cache, [100, 101, 102, 103, 104])
-    assert cache.keep([False, True, False, True, True]) == left
+    left = [3, 1, 4]
+    cache.keep(left)
     texts = [[*sequences[row], 100 + row] for row in left]
     for turn in range(3):
         new = [110 + 10 * turn + row for row in left]
@@ -250,15 +243,6 @@ def test_branches_do_not_write_into_each_other_or_the_store(grouped):
     advance(grouped.model, first, [200])
     assert_close(advance(grouped.model, second, [201])[0], alone(grouped.reference, [*SHARED, 201])[-1])
     assert all(torch.equal(now, then) for (now, _), then in zip(store.layers, before, strict=True))
-
-
-@calm
-@given(going_on=st.lists(st.booleans(), min_size=1, max_size=20))
-def test_a_batch_closes_up_with_as_few_moves_as_there_are_gaps(going_on):
-    order = a.closed_up(going_on)
-    assert sorted(order) == [place for place, stays in enumerate(going_on) if stays]
-    moved = [place for place, origin in enumerate(order) if place != origin]
-    assert len(moved) == going_on[: len(order)].count(False)
 
 
 # --- what it does not cover -------------------------------------------------------------------------------------------
@@ -287,9 +271,9 @@ def test_a_sliding_window_hides_what_lies_further_back(window):
     for length in (1, 9, 20):
         last, _ = a.attention(
             query=query[:, :, length - 1 : length],
-            key=[key],
-            value=[value],
-            rows=a.RaggedCache([([key], [value])], torch.tensor([length - 1])),
+            key=key,
+            value=value,
+            rows=a.RaggedCache([(key, value)], torch.tensor([length - 1])),
             **call,
         )
         assert_close(last, expected[:, length - 1 : length])

@@ -42,6 +42,15 @@ def alone(reference, prompt, limit, eos):
     return (out[:-1], True) if out[-1] == eos else (out, False)
 
 
+@calm
+@given(going_on=st.lists(st.booleans(), min_size=1, max_size=20))
+def test_a_batch_closes_up_with_as_few_moves_as_there_are_gaps(going_on):
+    order = g.closed_up(going_on)
+    assert sorted(order) == [place for place, stays in enumerate(going_on) if stays]
+    moved = [place for place, origin in enumerate(order) if place != origin]
+    assert len(moved) == going_on[: len(order)].count(False)
+
+
 def plain(response):
     return response.tokens, response.ended
 

@@ -10,7 +10,7 @@ every architecture that uses transformers' attention interface gets it without a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
+from itertools import groupby
 
 import torch
 from transformers import AttentionInterface
@@ -18,7 +18,6 @@ from transformers import AttentionInterface
 NAME = "safetylib"
 _MULTIPLE = 8
 _ROOM = 32
-_BLOCK = 96
 
 
 @dataclass(frozen=True)
@@ -94,107 +93,81 @@ class KeyValueStore:
         return keys, values
 
     def branch(self, places: list[torch.Tensor]) -> RaggedCache:
-        """A cache with one row a list of places in the packed row; cheapest if rows of similar length are neighbours."""
+        """A cache with one row a list of places in the packed row."""
         (_, heads, count, _), device = self.layers[0][0].shape, self.layers[0][0].device
-        indices = []
-        for first in range(0, len(places), _BLOCK):
-            block = places[first : first + _BLOCK]
-            index = torch.zeros(len(block), max(map(len, block)) + _ROOM, dtype=torch.long)
-            for row, place in enumerate(block):
-                index[row, : len(place)] = place
-            indices.append((index[:, None] + count * torch.arange(heads)[:, None]).to(device))
+        lengths = torch.tensor([len(place) for place in places])
+        index = torch.zeros(len(places), int(lengths.max()) + _ROOM, dtype=torch.long)
+        for row, place in enumerate(places):
+            index[row, : len(place)] = place
+        index = (index[:, None] + count * torch.arange(heads)[:, None]).to(device)
 
-        def gather(packed: torch.Tensor) -> list[torch.Tensor]:
-            states = packed.reshape(heads * count, -1)
-            return [states.index_select(0, index.flatten()).view(*index.shape, -1) for index in indices]
+        def gather(packed: torch.Tensor) -> torch.Tensor:
+            return packed.reshape(heads * count, -1).index_select(0, index.flatten()).view(*index.shape, -1)
 
-        lengths = torch.tensor([len(place) for place in places], device=device)
-        return RaggedCache([(gather(keys), gather(values)) for keys, values in self.layers], lengths)
+        return RaggedCache([(gather(keys), gather(values)) for keys, values in self.layers], lengths.to(device))
 
 
 class RaggedCache:
     """Keys and values of rows of different lengths; every decoding step writes one token at each row's own end.
 
-    Consecutive rows lie in *blocks*, each as long as its own longest row and some room, so that a long row costs short ones
-    elsewhere nothing. The whole of a block is handed to the attention, what lies behind a row's end included (it is not visible):
-    a slice of it would be copied by every matrix product. A block grows by a few tokens at a time.
+    The whole of it is handed to the attention, what lies behind a row's end included (it is not visible): a slice of it would
+    be copied by every matrix product. It grows by a few tokens at a time.
 
     Attributes
     ----------
     layers
-        Per layer, the keys and the values of every block, of shape (rows of the block, key heads, capacity, head dimension).
+        Per layer, keys and values of shape (rows, key heads, capacity, head dimension).
     lengths
         Tokens held per row, shape (rows,). The model's forward pass writes; the decoder advances the lengths.
     """
 
-    def __init__(self, layers: list[tuple[list[torch.Tensor], list[torch.Tensor]]], lengths: torch.Tensor) -> None:
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor) -> None:
         self.layers, self.lengths = layers, lengths
-        self._slots: list[torch.Tensor] = []
-        self._masks: dict[int | None, list[torch.Tensor]] = {}
-
-    @property
-    def sizes(self) -> list[int]:
-        """Rows of every block."""
-        return [len(keys) for keys in self.layers[0][0]]
+        self._slots = torch.empty(0)
+        self._masks: dict[int | None, torch.Tensor] = {}
 
     def make_room(self) -> None:
         """Before a forward pass: one more token fits into every row, and what is the same for all layers is noted."""
-        self._slots, self._masks = [], {}
-        for block, ends in enumerate(self.lengths.split(self.sizes)):
-            if int(ends.max()) == self.layers[0][0][block].shape[2]:
-                for layer in self.layers:
-                    for held in layer:
-                        held[block] = torch.nn.functional.pad(held[block], (0, 0, 0, _ROOM))
-            rows, heads, capacity, _ = self.layers[0][0][block].shape
-            first = torch.arange(0, rows * heads * capacity, capacity, device=ends.device)
-            self._slots.append(first + ends.repeat_interleave(heads))
+        if int(self.lengths.max()) == self.layers[0][0].shape[2]:
+            self.layers = [
+                tuple(torch.nn.functional.pad(held, (0, 0, 0, _ROOM)) for held in layer) for layer in self.layers
+            ]
+        rows, heads, capacity, _ = self.layers[0][0].shape
+        first = torch.arange(0, rows * heads * capacity, capacity, device=self.lengths.device)
+        self._slots, self._masks = first + self.lengths.repeat_interleave(heads), {}
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_, **__
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        for blocks, new in zip(self.layers[layer], (keys, values), strict=True):
-            for held, slots, own in zip(blocks, self._slots, new.split(self.sizes), strict=True):
-                held.view(-1, held.shape[-1])[slots] = own.flatten(0, 2)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        for held, new in zip(self.layers[layer], (keys, values), strict=True):
+            held.view(-1, held.shape[-1])[self._slots] = new.flatten(0, 2)
         return self.layers[layer]
 
-    def masks(self, window: int | None, dtype: torch.dtype) -> list[torch.Tensor]:
-        """For every block what to add to the scores of the next token: minus infinity behind a row's end, and before its window."""
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to the scores of the next token: minus infinity behind a row's end, and before its window."""
         if window not in self._masks:
             places, ends = torch.arange(int(self.lengths.max()) + 1, device=self.lengths.device), self.lengths[:, None]
             hidden = places > ends
             if window is not None:
                 hidden |= places <= ends - window
-            self._masks[window] = list(_mask(hidden, dtype)[:, None, None, None].split(self.sizes))
+            self._masks[window] = _mask(hidden, dtype)[:, None, None, None]
         return self._masks[window]
 
     def get_seq_length(self, layer: int = 0) -> int:
         return int(self.lengths.max())
 
     @torch.inference_mode()
-    def keep(self, going_on: list[bool]) -> list[int]:
-        """Keep the rows that go on, and say where each of those that are left stood before."""
-        starts = [0, *accumulate(self.sizes)]
-        orders = [closed_up(going_on[start:stop]) for start, stop in pairwise(starts)]
+    def keep(self, order: list[int]) -> None:
+        """Keep these rows, in this order. Rows that keep their place are not copied, so it is best to move few of them."""
+        moved = [row for row, origin in enumerate(order) if origin != row]
+        origins = [order[row] for row in moved]
 
-        def kept(states: torch.Tensor, order: list[int]) -> torch.Tensor:
-            moved = [row for row, origin in enumerate(order) if origin != row]
-            if moved:
-                states[moved] = states[[order[row] for row in moved]]
-            return states[: len(order)]
+        def kept(held: torch.Tensor) -> torch.Tensor:
+            held[moved] = held[origins]
+            return held[: len(order)]
 
-        for layer in self.layers:
-            for blocks in layer:
-                blocks[:] = [kept(states, order) for states, order in zip(blocks, orders, strict=True) if order]
-        places = [start + row for start, order in zip(starts, orders, strict=False) for row in order]
-        self.lengths = self.lengths[places]
-        return places
-
-
-def closed_up(going_on: list[bool]) -> list[int]:
-    """Places that go on, in an order in which those at the end fill the gaps of those that do not: few rows move."""
-    count = sum(going_on)
-    late = (place for place in range(count, len(going_on)) if going_on[place])
-    return [place if going_on[place] else next(late) for place in range(count)]
+        self.layers = [(kept(keys), kept(values)) for keys, values in self.layers]
+        self.lengths = kept(self.lengths)
 
 
 def _mask(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -212,16 +185,13 @@ def _attend(
 ) -> torch.Tensor:
     """Softmax attention with grouped queries over the first ``seen`` keys, to the last of which a mask is added.
 
-    ``query`` (B, H, T, D); ``key`` and ``value`` (B, K, S, D) with K dividing H, and S smaller than ``seen`` only where the mask
-    hides what is missing; ``mask`` (T, M) or (B, 1, 1, 1, M) with M at most ``seen``. Returns (B, T, H, D).
+    ``query`` (B, H, T, D); ``key`` and ``value`` (B, K, S, D) with K dividing H; ``mask`` (T, M) or (B, 1, 1, 1, M) with M at most
+    ``seen``, in the scores' dtype. Returns (B, T, H, D).
     """
     B, H, T, D = query.shape
-    K, S = key.shape[1], key.shape[2]
-    wide = mask.dtype
+    K, S, wide = key.shape[1], key.shape[2], mask.dtype
     scores = (query.to(wide) * scaling).reshape(B, K, -1, D) @ key.transpose(-1, -2).to(wide)
     scores = scores.view(B, K, H // K, T, S)[..., :seen]
-    if S < seen:
-        scores = torch.nn.functional.pad(scores, (0, seen - S))
     before = seen - mask.shape[-1]
     if scores.requires_grad:  # a backward pass is the slower for a change in place
         scores = scores + torch.nn.functional.pad(mask, (before, 0))
@@ -229,7 +199,7 @@ def _attend(
         scores[..., before:] += mask
     # The sum runs over what is seen whatever S: how many numbers are added decides how it is rounded.
     weights = scores.softmax(-1).to(value.dtype)
-    if S != seen:
+    if seen < S:
         weights = torch.nn.functional.pad(weights, (0, S - seen))
     weights = weights.reshape(B, K, H // K * T, S)
     return (weights @ value).view(B, H, T, D).transpose(1, 2)
@@ -280,24 +250,11 @@ def _packed_attention(
     return torch.cat(parts, 1)
 
 
-def _ragged_attention(
-    query: torch.Tensor,
-    keys: list[torch.Tensor],
-    values: list[torch.Tensor],
-    rows: RaggedCache,
-    scaling: float,
-    window: int | None,
-) -> torch.Tensor:
-    masks = rows.masks(window, _scores_dtype(query.dtype))
-    blocks = zip(query.split(rows.sizes), keys, values, masks, strict=True)
-    return torch.cat([_attend(*block, scaling, masks[0].shape[-1]) for block in blocks])
-
-
 def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
-    key: torch.Tensor | list[torch.Tensor],
-    value: torch.Tensor | list[torch.Tensor],
+    key: torch.Tensor,
+    value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     packing: Packing | None = None,
@@ -306,8 +263,7 @@ def attention(
     sliding_window: int | None = None,
     **_,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention over a packed row (``packing``), or of one token a row over a ragged cache (``rows``; ``key`` and ``value``
-    are then those of all its blocks).
+    """Causal attention over a packed row (``packing``), or of one token a row over a ragged cache (``rows``).
 
     Layers with a ``sliding_window`` see that many tokens, their own included.
 
@@ -322,8 +278,11 @@ def attention(
     if packing is not None:
         return _packed_attention(query, key, value, packing, scaling, sliding_window), None
     if rows is None:
-        raise ValueError("safetylib's attention needs `packing` or `rows`; use the model through pack() or decode()")
-    return _ragged_attention(query, key, value, rows, scaling, sliding_window), None
+        raise ValueError(
+            "safetylib's attention needs `packing` or `rows`; use the model through safetylib.study.generate"
+        )
+    mask = rows.mask(sliding_window, _scores_dtype(query.dtype))
+    return _attend(query, key, value, mask, scaling, mask.shape[-1]), None
 
 
 AttentionInterface.register(NAME, attention)

@@ -144,13 +144,22 @@ def extend(
         if not any(going_on):
             return
         if not all(going_on):
-            alive = [alive[place] for place in cache.keep(going_on)]
+            order = closed_up(going_on)
+            cache.keep(order)
+            alive = [alive[place] for place in order]
         logits = advance(model, cache, [responses[row].tokens[-1] for row in alive])
         for row, token in zip(alive, logits.max(-1).indices.tolist(), strict=True):
             if token == eos:
                 responses[row].ended = True
             else:
                 responses[row].tokens.append(token)
+
+
+def closed_up(going_on: list[bool]) -> list[int]:
+    """Places that go on, in an order in which those at the end fill the gaps of those that do not: few rows move."""
+    count = sum(going_on)
+    late = (place for place in range(count, len(going_on)) if going_on[place])
+    return [place if going_on[place] else next(late) for place in range(count)]
 
 
 def begin(token: int, eos: int) -> Response:
@@ -282,7 +291,7 @@ def depth_responses(
                 depths_of.setdefault((i, leave), []).append(depth)
         open_branches = [key for key, response in branches.items() if not response.ended]
         for first in range(0, len(open_branches), width):
-            keys = sorted(open_branches[first : first + width], key=lambda key: len(prompts[key[0]]) + key[1])
+            keys = open_branches[first : first + width]
             rows = [branches[key] for key in keys]
             more = _until_decided(rows, keys, [depths_of[key] for key in keys], trunks, within, after, refused)
             places = [place_of[i][: len(prompts[i]) + leave] for i, leave in keys]

@@ -10,7 +10,6 @@ batch, not another pass over the base's weights; prompts are read once a member.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -51,24 +50,21 @@ class _SharedCache(RaggedCache):
     """The rows of several caches, which stand for several members, in one; rows that leave take their member with them."""
 
     def __init__(self, caches: list[RaggedCache], rows: _Rows, own: torch.Tensor) -> None:
-        def joined(parts: tuple[list[torch.Tensor], ...]) -> list[torch.Tensor]:
-            blocks = list(chain(*parts))
-            capacity = max(block.shape[2] for block in blocks)
-            return [
-                torch.cat([torch.nn.functional.pad(block, (0, 0, 0, capacity - block.shape[2])) for block in blocks])
-            ]
+        capacity = max(cache.layers[0][0].shape[2] for cache in caches)
+
+        def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+            return torch.cat([torch.nn.functional.pad(part, (0, 0, 0, capacity - part.shape[2])) for part in parts])
 
         layers = [
-            tuple(joined(parts) for parts in zip(*layer, strict=True))
+            (joined([keys for keys, _ in layer]), joined([values for _, values in layer]))
             for layer in zip(*(cache.layers for cache in caches), strict=True)
         ]
         super().__init__(layers, torch.cat([cache.lengths for cache in caches]))
         self.rows, rows.own = rows, own
 
-    def keep(self, going_on: list[bool]) -> list[int]:
-        places = super().keep(going_on)
-        self.rows.own = self.rows.own[places]
-        return places
+    def keep(self, order: list[int]) -> None:
+        super().keep(order)
+        self.rows.own = self.rows.own[order]
 
 
 class Ensemble:

@@ -94,7 +94,7 @@ def _children(model, packed, store, rows, prompts, openings_at_start, openings_l
     children = []
     width = most_rows(Shape.of(model.config))
     for first in range(0, len(rows), width):
-        group = sorted(rows[first : first + width], key=lambda row: len(prompts[row[0]]) + row[1])
+        group = rows[first : first + width]
         length = len(group[0][2])
         places = [packed.places[place][: len(prompts[place]) + position] for place, position, _, _ in group]
         cache = store.branch(places)
