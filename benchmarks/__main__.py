@@ -1,6 +1,6 @@
 """Run every benchmark, store the ratios, and write the page's table.
 
-python -m benchmarks                      # all of them: about a quarter of an hour on two idle cores
+python -m benchmarks                      # all of them: some twenty minutes on two idle cores
 python -m benchmarks chains judge         # some; the others' rows stay as they are stored
 """
 
