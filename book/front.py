@@ -15,6 +15,7 @@ import matplotlib as mpl
 from safetylib import figures
 from safetylib.claims import Verdict
 from safetylib.study import findings
+from safetylib.study.judging_findings import Judged
 from safetylib.study.results import Results, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,11 +55,12 @@ def sentences(results: Results) -> list[str]:
 
 def found(results: Results) -> str:
     """The sentences as Markdown."""
-    plan = results.manifest["plan"]
+    plan, own = results.manifest["plan"], Judged().row("study", "main")
     basis = (
         f"*Shares of prompts with 95 % intervals over {results.table('cyclic').shape[1]} prompts and "
-        f"{len(plan['seeds'])} seeds; {plan['model']} in 4 bits. Refusals as the book's detector sees them, which reads this study's "
-        "responses well and other models' less well than a list of keywords does (chapter 8).*"
+        f"{len(plan['seeds'])} seeds; {plan['model']} in 4 bits. Refusals as the book's detector sees them: on this study's responses its "
+        f"kappa with a model that read them is {own['kappa']:.2f} [{own['low']:.2f}, {own['high']:.2f}]; other models' responses it reads "
+        "less well than a list of keywords does (chapter 8).*"
     )
     return "\n".join(f"{number}. {text}" for number, text in enumerate(sentences(results), start=1)) + f"\n\n{basis}\n"
 

@@ -196,7 +196,7 @@ def depth_curves(results, column: str = "refused") -> plt.Figure:
     axes.annotate("beyond the deepest\ntrained position", (max(orbit) + 0.5, 1.02), va="bottom", fontsize=8)
     axes.plot(orbit, [-0.03] * len(orbit), "|", color=INK, markersize=9, clip_on=False)
     axes.set(
-        xlabel="prefill depth: harmful tokens already given (ticks: trained positions)",
+        xlabel="prefill depth: harmful tokens already given (ticks: the orbit)",
         ylabel="refused, share of prompts",
         ylim=(-0.03, 1.02),
     )
@@ -225,7 +225,7 @@ def live_curve(
         depths, rates, errors, color=PALETTE[1], marker="s", linestyle="none", capsize=3, label="live, this page"
     )
     axes.set(xlabel="prefill depth, tokens", ylabel="refused, share of prompts", ylim=(-0.03, 1.03))
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     return figure
 
 
@@ -955,7 +955,7 @@ def predicted_depth_curves(depths, arms: dict[str, dict], orbit=()) -> plt.Figur
         panel.set(title=arm, ylim=(-0.03, 1.03))
     for spare in axes.flat[len(arms) :]:
         spare.set_axis_off()
-    figure.supxlabel("prefill depth, tokens (ticks: trained positions)", fontsize=10, color=INK)
+    figure.supxlabel("prefill depth, tokens (ticks: the orbit of the arms that train on it)", fontsize=10, color=INK)
     figure.supylabel("refused within m tokens", fontsize=10, color=INK)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
     return figure

@@ -4,9 +4,10 @@ Every seed answers every prompt, so a mean over seeds and prompts has two source
 not their product. With A the variance of the seeds' means over their number, and B the variance of the prompts' means
 over theirs, the squared standard error is A + B - C, where C is the share of the residual that both count (the two-way
 random-effects estimate; a crossed bootstrap converges to it). Seeds are few, so intervals and p-values refer to Student's t with
-Satterthwaite's degrees of freedom (A + B)^2 / (A^2/f + B^2/(P-1)), and tables of one family (the arms at one depth, the
-contrasts of one analysis) share one between-seed variance, pooled over the family: f is S - 1 times the tables pooled, or what
-these are worth where they overlap (contrasts with one control).
+Satterthwaite's degrees of freedom (A + B)^2 / (A^2/f + B^2/(P-1)). Where tables form a family (the arms at one depth, the
+contrasts of one analysis), the between-seed variance can be a table's own, with f = S - 1, or be pooled over the family, with f
+times the tables pooled, or what these are worth where they overlap (contrasts with one control). A table's own is known badly, the
+pooled one assumes that all tables vary alike: the wider of the two intervals is taken, and its p-value.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+
+_RARE = 4  #: so many prompts with another outcome than all others are too few for a variance
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,9 @@ def _seed_variance(tables: list[np.ndarray]) -> tuple[float, int]:
     return (sum(((mean - mean.mean()) ** 2).sum() for mean in means) / freedom, freedom) if freedom else (0.0, 0)
 
 
-def _error(values: np.ndarray, family: list[np.ndarray], worth: float) -> tuple[float, float]:
-    """Standard error of a (seeds, prompts) table's mean, and its degrees of freedom."""
+def _error(values: np.ndarray, variance: float, seed_freedom: float) -> tuple[float, float]:
+    """Standard error of a (seeds, prompts) table's mean, given the between-seed variance, and its degrees of freedom."""
     seeds, prompts = values.shape
-    variance, seed_freedom = _seed_variance(family) if seeds > 1 else (0.0, 0)
-    seed_freedom *= worth / len(family)
     by_seed, by_prompt = variance / seeds, values.mean(axis=0).var(ddof=1) / prompts if prompts > 1 else 0.0
     if by_seed + by_prompt == 0:
         return 0.0, float("inf")
@@ -76,39 +77,66 @@ def _error(values: np.ndarray, family: list[np.ndarray], worth: float) -> tuple[
     return float(np.sqrt(max(by_seed + by_prompt - shared, by_seed, by_prompt))), float(freedom)
 
 
-def crossed(values: np.ndarray, family: list[np.ndarray] | None = None, worth: float | None = None) -> Estimate:
+def _reach(error: float, freedom: float) -> float:
+    """Half the width of a 95 % interval."""
+    return float(stats.t.isf(0.025, freedom)) * error if error else 0.0
+
+
+def crossed(
+    values: np.ndarray,
+    family: list[np.ndarray] | None = None,
+    worth: float | None = None,
+    share: bool | None = None,
+) -> Estimate:
     """Mean of a (seeds, prompts) table with a 95 % interval over both.
 
-    ``family`` holds the tables over which the between-seed variance is pooled, this one included; by default it stands
-    alone. ``worth`` is how many independent tables the family is worth, where it overlaps.
-
-    With one seed only prompts vary, and the interval says nothing about other seeds. Intervals of boolean outcomes stay in
-    [0, 1]; a rate of exactly 0 or 1 gets the Wilson interval of its prompts, since variances cannot see beyond it.
+    Parameters
+    ----------
+    values
+        With one seed only prompts vary, and the interval says nothing about other seeds.
+    family
+        Tables, this one included, over which the between-seed variance is pooled if that gives the wider interval.
+    worth
+        How many independent tables the family is worth, where it overlaps.
+    share
+        Whether the mean is a share, as that of boolean outcomes is by default. The interval stays in [0, 1]; where all but at most
+        four prompts have the same extreme outcome from every seed, it is the Wilson interval of the prompts, as a variance says little of
+        what is that rare.
 
     Raises
     ------
     ValueError
         Not a table, empty, or holding values that are not finite.
     """
-    is_rate = np.asarray(values).dtype == bool
+    share = np.asarray(values).dtype == bool if share is None else share
     values = np.asarray(values, dtype=float)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"values must be a (seeds, prompts) table; got shape {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError("values holds entries that are not finite: leave unscored prompts out and say how many")
     seeds, prompts = values.shape
-    pooled = [values] if family is None else [np.asarray(table, dtype=float) for table in family]
-    mean, (error, freedom) = float(values.mean()), _error(values, pooled, worth or len(pooled))
-    reach = float(stats.t.isf(0.025, freedom)) * error if error else 0.0
-    low, high = mean - reach, mean + reach
-    if is_rate:
+    variance, freedom = _seed_variance([values])
+    ways = [_error(values, variance, freedom)]
+    if family and seeds > 1:
+        variance, freedom = _seed_variance([np.asarray(table, dtype=float) for table in family])
+        ways.append(_error(values, variance, freedom * (worth or len(family)) / len(family)))
+    error, freedom = max(ways, key=lambda way: _reach(*way))
+    mean = float(values.mean())
+    low, high = mean - _reach(error, freedom), mean + _reach(error, freedom)
+    if share:
         low, high = max(low, 0.0), min(high, 1.0)
-        if np.ptp(values) == 0:
-            low, high = proportion_confint(values.flat[0] * prompts, prompts, method="wilson")
+        if min((values != constant).any(axis=0).sum() for constant in (0, 1)) <= _RARE:
+            low, high = proportion_confint(min(max(mean, 0.0), 1.0) * prompts, prompts, method="wilson")
     return Estimate(mean, float(low), float(high), error, freedom, prompts, seeds)
 
 
-def jackknife(statistic: Callable[..., float], sources: tuple[int, ...], prompts: int, seeds: int) -> Estimate:
+def jackknife(
+    statistic: Callable[..., float],
+    sources: tuple[int, ...],
+    prompts: int,
+    seeds: int,
+    beside: tuple[float, float] | None = None,
+) -> Estimate:
     r"""A statistic with the 95 % interval of a jackknife over several crossed sources of variation.
 
     One unit of one source is left out at a time, which gives :math:`\sum_i \frac{n-1}{n} (\theta_{-i} - \bar\theta)^2` for each.
@@ -123,6 +151,8 @@ def jackknife(statistic: Callable[..., float], sources: tuple[int, ...], prompts
         Units of each source.
     prompts, seeds
         What the estimate says stands behind it.
+    beside
+        Variance and degrees of freedom of a further source, known otherwise.
     """
     whole = [np.arange(size) for size in sources]
     variances, freedoms = [], []
@@ -133,9 +163,12 @@ def jackknife(statistic: Callable[..., float], sources: tuple[int, ...], prompts
         left = np.array([statistic(*whole[:place], np.delete(everything, i), *whole[place + 1 :]) for i in range(size)])
         variances.append((size - 1) / size * ((left - left.mean()) ** 2).sum())
         freedoms.append(size - 1)
+    if beside is not None:
+        variances.append(beside[0])
+        freedoms.append(beside[1])
     mean, total = float(statistic(*whole)), float(sum(variances))
     freedom = total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True)) if total else float("inf")
-    reach = float(stats.t.isf(0.025, freedom)) * total**0.5 if total else 0.0
+    reach = _reach(total**0.5, freedom)
     return Estimate(mean, mean - reach, mean + reach, total**0.5, freedom, prompts, seeds)
 
 
@@ -167,16 +200,16 @@ def _worth(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     return len(pairs) ** 2 / max(sum(squared), 1.0)
 
 
-def contrasts(pairs: dict[str, tuple[np.ndarray, np.ndarray]], pooled: bool = True) -> list[Contrast]:
+def contrasts(pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Contrast]:
     """Paired contrasts of (seeds, prompts) tables, first minus second, with Holm's correction over all of them.
 
     The same prompts stand in the same columns. Seeds are matched by row where both tables have as many; a table of one
-    row (an untuned model) is compared with every row. The contrasts pool their between-seed variance, unless told otherwise;
-    those that share a table count for less. p-values are two-sided.
+    row (an untuned model) is compared with every row. The contrasts are a family; those that share a table count for less. p-values
+    are two-sided.
     """
     tables = [(np.asarray(first, float), np.asarray(second, float)) for first, second in pairs.values()]
     differences, worth = [first - second for first, second in tables], _worth(tables)
-    estimates = [crossed(one, differences, worth) if pooled else crossed(one) for one in differences]
+    estimates = [crossed(one, differences, worth) for one in differences]
     p_values = [estimate.p_value() for estimate in estimates]
     return [Contrast(*row) for row in zip(pairs, estimates, p_values, holm(p_values), strict=True)]
 

@@ -1,5 +1,7 @@
 """Laws along training: what generated the data is found again, and preferred; what did not is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit, logit
@@ -250,10 +252,23 @@ def test_trajectories_must_begin_at_one_model():
 def test_rates_agree_across_step_sizes_in_the_right_clock_only(clock, exponent):
     data = trajectories("softmax", clock=clock)
     together, alone = laws.rates(data, "softmax")
-    scaling = laws.scaling(data, alone)
-    assert scaling.exponent == pytest.approx(exponent, abs=0.15)
-    assert scaling.low < exponent < scaling.high or scaling.high - scaling.low < 0.1
+    found = laws.scaling([data], "softmax").exponent
+    assert found.mean == pytest.approx(exponent, abs=0.15)
+    assert found.low < exponent < found.high or found.high - found.low < 0.1
     assert (alone.start == together.start).all()
+
+
+def test_the_exponents_interval_counts_seeds_and_prompts_and_not_runs_alone():
+    """Seeds of which one runs in another clock: the mean's exponent is as sharp over runs, and hangs on which seeds there are."""
+    one, other = trajectories("softmax", spread=0.5), trajectories("softmax", spread=0.5, clock="decays")
+
+    def found(seeds):
+        return laws.scaling([replace(one, values=np.concatenate([data.values for data in seeds]))], "softmax").exponent
+
+    alike, mixed = found([one] * 3), found([one, one, other])
+    assert (mixed.seeds, mixed.prompts) == (3, 12)
+    assert -1 < mixed.mean < alike.mean
+    assert mixed.standard_error > 3 * alike.standard_error and mixed.low < -0.5
 
 
 @pytest.mark.parametrize(("error", "margin"), [(0.5, "2.5 SE"), (0.0, "no variation")])

@@ -49,13 +49,35 @@ def test_the_interval_covers_the_mean(shape):
     assert 0.90 <= coverage(**shape) <= 0.995
 
 
-def test_a_family_that_shares_its_seed_variance_is_covered_by_three_seeds():
-    """Five arms of three seeds each: pooled, the variance between seeds rests on ten degrees of freedom, not on two."""
-    tables = list(crossed_tables(1000, 3, 60, 0.1, 0.1, 0.2, seed=5))
-    families = [tables[first : first + 5] for first in range(0, len(tables), 5)]
-    estimates = [stats.crossed(table, family) for family in families for table in family]
-    assert 0.92 <= np.mean([estimate.low <= 0 <= estimate.high for estimate in estimates]) <= 0.99
-    assert all(estimate.freedom >= 10 for estimate in estimates)
+@pytest.mark.parametrize("between_seeds", [(0.1,) * 5, (0.02, 0.02, 0.02, 0.1, 0.2)], ids=["alike", "unequally"])
+def test_three_seeds_cover_in_a_family_whether_its_tables_vary_alike_or_not(between_seeds):
+    """Pooled, the variance between seeds rests on more seeds; a table that varies more than the others keeps its own."""
+    tables = [list(crossed_tables(400, 3, 60, own, 0.1, 0.2, seed=n)) for n, own in enumerate(between_seeds)]
+    estimates = [[stats.crossed(table, list(family)) for table in family] for family in zip(*tables, strict=True)]
+    covered = np.array([[estimate.low <= 0 <= estimate.high for estimate in family] for family in estimates])
+    assert (covered.mean(axis=0) >= 0.92).all()
+
+
+def test_the_pooled_variance_alone_would_not_cover_a_table_that_varies_more():
+    """Why the wider of the two intervals is taken."""
+    shapes = [
+        (own, list(crossed_tables(400, 3, 60, own, 0.1, 0.2, seed=n))) for n, own in enumerate((0.02,) * 4 + (0.2,))
+    ]
+    family = zip(*(tables for _, tables in shapes), strict=True)
+    errors = []
+    for tables in family:
+        variance = np.mean([table.mean(axis=1).var(ddof=1) for table in tables])
+        errors.append(abs(tables[-1].mean()) / np.sqrt(variance / 3 + tables[-1].mean(axis=0).var(ddof=1) / 60))
+    assert np.mean(np.array(errors) <= student.isf(0.025, 10)) < 0.8
+
+
+def test_the_wider_of_the_own_and_the_pooled_interval_is_taken():
+    calm, wild = np.repeat([[-0.1], [0], [0.1]], 40, axis=1), np.repeat([[-1.0], [0], [1]], 40, axis=1)
+    assert stats.crossed(wild, [calm, wild]) == stats.crossed(wild)
+    pooled = stats.crossed(calm, [calm, wild])
+    assert pooled.freedom == pytest.approx(4)
+    assert pooled.standard_error == pytest.approx(np.sqrt((0.01 + 1) / 2 / 3))
+    assert pooled.high == pytest.approx(student.isf(0.025, 4) * pooled.standard_error)
 
 
 def test_an_interval_that_pools_seeds_and_prompts_would_not_cover():
@@ -81,10 +103,28 @@ def test_the_mean_and_what_stands_behind_it():
 
 def test_intervals_of_rates_stay_between_zero_and_one():
     table = np.zeros((3, 40), bool)
-    table[0, :3] = True
+    table[0, :9] = True
     estimate = stats.crossed(table)
     assert estimate.low == 0 < estimate.mean < estimate.high < 1
     assert stats.crossed(table.astype(float)).low < 0
+    assert stats.crossed(table.astype(float), share=True) == estimate
+    assert stats.crossed(~table).high == 1 > stats.crossed(~table).mean
+
+
+@pytest.mark.parametrize("common", [False, True])
+@pytest.mark.parametrize("others", [1, 4])
+def test_a_share_that_few_prompts_make_gets_the_wilson_interval_of_its_prompts(common, others):
+    """One event of 300 says no more than none of them about prompts that were not asked: at most a few hundredths."""
+    table = np.full((3, 100), common)
+    table[0, :others] = not common
+    estimate = stats.crossed(table)
+    assert (estimate.low, estimate.high) == pytest.approx(proportion_confint(table.mean() * 100, 100, method="wilson"))
+    assert estimate.high - estimate.low > 0.03
+    table[1, 50:55] = not common
+    assert (
+        stats.crossed(table).standard_error
+        and stats.crossed(table).high != proportion_confint(table.mean() * 100, 100, method="wilson")[1]
+    ), "five more prompts: variances say enough"
 
 
 def test_three_seeds_that_rule_leave_two_degrees_of_freedom():
@@ -202,9 +242,9 @@ def test_contrasts_with_one_control_are_worth_fewer_degrees_of_freedom():
     generator = np.random.default_rng(3)
     control, *others = generator.normal(0, 1, (5, 6, 1)) * np.ones(40)  # prompts do not vary: f is the seeds' alone
     shared = stats.contrasts({str(n): (control, other.copy()) for n, other in enumerate(others)})
-    assert [row.difference.freedom for row in shared] == pytest.approx([16 / 7 * 5] * 4)
+    assert {round(row.difference.freedom, 9) for row in shared} == {5, round(16 / 7 * 5, 9)}, "own, or pooled"
     apart = stats.contrasts({str(n): (other, np.zeros((6, 40))) for n, other in enumerate(others)})
-    assert [row.difference.freedom for row in apart] == pytest.approx([4 * 5] * 4)
+    assert {round(row.difference.freedom, 9) for row in apart} == {5, 20}
     again = stats.contrasts({str(n): (control.copy(), other) for n, other in enumerate(others)})
     assert [row.p_value for row in again] == [row.p_value for row in shared], "a copy of a table is that table"
 
@@ -307,6 +347,14 @@ def test_a_jackknife_adds_its_sources_and_one_unit_varies_nothing():
     variances = [values.var(ddof=1) / len(values) for values in (first, second)]
     assert found.mean == -1 and found.standard_error == pytest.approx(sum(variances) ** 0.5)
     assert found.freedom == pytest.approx(sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2))
+
+
+def test_a_jackknife_adds_a_source_that_is_known_otherwise():
+    values = np.random.default_rng(2).normal(0, 1, 12)
+    alone = stats.jackknife(lambda kept: values[kept].mean(), (12,), 12, 1)
+    found = stats.jackknife(lambda kept: values[kept].mean(), (12,), 12, 1, beside=(3 * alone.standard_error**2, 3.0))
+    assert found.standard_error == pytest.approx(2 * alone.standard_error)
+    assert found.freedom == pytest.approx(4**2 / (1 / 11 + 3**2 / 3))
 
 
 def test_a_jackknife_of_what_never_varies_has_no_width():

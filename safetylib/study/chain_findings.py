@@ -2,7 +2,8 @@
 
 Laws, parameters, scores, splits, margins and the bounds below were fixed before any of these tables was looked at; they were
 developed on made-up ones. Afterwards the range of rates searched was extended downwards (no verdict changed), and ``clock`` and
-``steady`` of :func:`law_scores` were added; no verdict rests on them, evidence names steady runs where they differ.
+``steady`` of :func:`law_scores` were added. No verdict rests on the first; where the steady runs alone would have another verdict, none is
+given, which was decided when all verdicts were known.
 Training runs were made with one seed first, and with two more after their tables had been looked at; gradient descent's smallest
 step size was added last, after others had blown up. The longer runs were planned after all of these had been looked at, and their claims
 written before any of their tables was looked at. Intervals are over seeds and prompts. Nothing here imports torch.
@@ -154,24 +155,23 @@ def _law_claim(optimiser: str, quantity: str, statement: str, part: str = "chain
         table = law_scores(optimiser, quantity, part=part)
         rivals = ("softmax", "cross-entropy", "monotone")
         listed = "; ".join(f"{name} {laws.difference(table['additive'] - table[name])}" for name in rivals)
-        verdict = law_verdict(table)
+        verdict, without = _steadied(optimiser, quantity, part, law_verdict(table))
         return Finding(
             verdict,
             f"{law_in_words(laws.compare(table))}. Log score in nats, additive minus the other (positive: the other is "
             f"better): {listed}; {table['additive'].shape[-1]} prompts, {len(table['additive'])} seeds."
-            f"{_if_steady(optimiser, quantity, part, verdict)}",
+            f"{without}",
         )
 
 
-def _if_steady(optimiser: str, quantity: str, part: str, verdict: Verdict) -> str:
-    """What the runs that did not blow up say by themselves, where that is something else."""
-    left_out = {run for run, _ in blown_up(part) if runs(part).runs["optimiser"][run] == optimiser}
-    if not left_out:
-        return ""
-    steady = law_verdict(law_scores(optimiser, quantity, steady=True, part=part))
+def _steadied(optimiser: str, quantity: str, part: str, verdict: Verdict) -> tuple[Verdict, str]:
+    """The verdict, if the runs that did not blow up give it, too; else undecided, and the reason."""
+    left_out = sorted({run for run, _ in blown_up(part) if runs(part).runs["optimiser"][run] == optimiser})
+    steady = law_verdict(law_scores(optimiser, quantity, steady=True, part=part)) if left_out else verdict
     if steady is verdict:
-        return ""
-    return f" Without the runs that blew up ({', '.join(sorted(left_out))}): {steady.partition(':')[0]}."
+        return verdict, ""
+    both = [one.partition(":")[0] for one in (verdict, steady)]
+    return Verdict.UNDECIDED, f" By all runs {both[0]}, without those that blew up ({', '.join(left_out)}) {both[1]}."
 
 
 _RULE = "Fine-tuning adds a discounted bias to transition probabilities, so escape falls as the step sizes add up."
@@ -185,21 +185,13 @@ for _optimiser in ("adamw", "sgd"):
 # --- one rate ---------------------------------------------------------------------------------------------------------
 
 
-def scalings(optimiser: str, law: str | None = None) -> list[laws.Scaling]:
-    """Exponent of alpha in the rates of Q(H_k, R), one a depth, under a law; by default the one that comes first."""
+def scaling(optimiser: str, law: str | None = None, depths: tuple[int, ...] | None = None) -> laws.Scaling:
+    """Exponent of alpha in the rates of Q(H_k, R), mean over depths, by default all; under a law, by default the one that comes first."""
     law = law or comparison(optimiser).law
-    series = [runs().trajectories(optimiser, "start", depth) for depth in runs().depths("start")]
-    return [laws.scaling(one, laws.rates(one, law)[1]) for one in series]
-
-
-def pooled_scaling(optimiser: str, law: str | None = None) -> laws.Scaling:
-    """The same for the mean over depths of the log rates: one regression over runs."""
-    law = law or comparison(optimiser).law
-    series = [runs().trajectories(optimiser, "start", depth) for depth in runs().depths("start")]
-    alone = [laws.rates(one, law)[1] for one in series]
-    rate = np.exp(np.mean([np.log(fit.rate) for fit in alone], axis=0))
-    edge = np.any([fit.at_edge for fit in alone], axis=0)
-    return laws.scaling(series[0], laws.Fit(law, alone[0].start, rate, alone[0].loss, edge))
+    table = runs()
+    return laws.scaling(
+        [table.trajectories(optimiser, "start", depth) for depth in depths or table.depths("start")], law
+    )
 
 
 def _rate_claim(optimiser: str) -> None:
@@ -217,7 +209,7 @@ def _rate_claim(optimiser: str) -> None:
     def check() -> Finding:
         law = comparison(optimiser).law
         try:
-            found = pooled_scaling(optimiser, law)
+            found = scaling(optimiser, law)
         except ValueError as reason:
             return Finding(Verdict.UNDECIDED, f"{law}: {reason}.")
         verdict = {"one rate": Verdict.REPRODUCED, "undecided": Verdict.UNDECIDED}.get(
@@ -226,8 +218,8 @@ def _rate_claim(optimiser: str) -> None:
         left_out = f"; left out, beyond the range searched: {', '.join(found.left_out)}" if found.left_out else ""
         return Finding(
             verdict,
-            f"{law}: rate in proportion to alpha to the power {found.exponent:+.2f} [{found.low:+.2f}, {found.high:+.2f}], "
-            f"{found.runs} runs{left_out}.",
+            f"{law}: rate in proportion to alpha to the power {found.exponent}, over {found.runs} runs, {found.exponent.seeds} seeds and "
+            f"{found.exponent.prompts} prompts{left_out}.",
         )
 
 
@@ -275,7 +267,8 @@ def depth_curve() -> Finding:
     statement="A chain on a few states (harmful, refusal) with a transition matrix describes what the model does.",
     reading=(
         "Harmful answers of k tokens are one state: the product of mean transition probabilities promises at most "
-        f"{MOST_GAP} more refusals than the mean of the prompts' products (whole interval, over prompts and seeds; trained arms, headline depths)."
+        f"{MOST_GAP} more refusals than the mean of the prompts' products, over the measured positions of each window (whole interval, over "
+        "prompts and seeds; mean over trained arms and headline depths)."
     ),
     basis=Basis.MEASUREMENT,
 )
@@ -283,12 +276,14 @@ def lumped() -> Finding:
     """What does it cost to forget the prompt?"""
     table, headline = prefixes(), tuple(results.load().headline)
     gap = lumpability.product_gap(table, headline)
+    by_arm = ", ".join(f"{arm} {lumpability.product_gap(table, headline, [arm])}" for arm in table.trained)
     share = pd.Series(
         {(arm, k): lumpability.prompt_share(table, arm, k).mean for arm in table.trained for k in headline}
     )
     return Finding(
         within_bound(gap, MOST_GAP),
-        f"the lumped chain promises {gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] more. Between prompts lies "
+        f"the lumped chain promises {gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] more ({by_arm}); with forty prompts, before all were "
+        "taken, this was undecided. Between prompts lies "
         f"{share.median():.2f} (median over arms and depths; {share.min():.2f} to {share.max():.2f}) of the variance that a "
         "state would have; 0 if it were one.",
     )

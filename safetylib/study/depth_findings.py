@@ -68,8 +68,8 @@ def _told_apart(safe: np.ndarray, unsafe: np.ndarray) -> stats.Estimate:
 def xstest_rates(results: Results, column: str = "refused") -> pd.DataFrame:
     """Refusal rate of every arm on XSTest's safe prompts and on their unsafe contrasts, and the second minus the first.
 
-    Cells are :class:`safetylib.stats.Estimate`. Rates pool their between-seed variance over the arms, as the study's others do;
-    differences have an arm's own seeds alone.
+    Cells are :class:`safetylib.stats.Estimate`. For the rates the arms are a family; differences have an
+    arm's own seeds alone.
     """
     rows = results.part("xstest")
     tables = {

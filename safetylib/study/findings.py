@@ -2,10 +2,9 @@
 
 A contrast counts as decided when its difference is at least three standard errors wide and survives Holm's correction
 over the primary contrasts, which were fixed before measuring: cyclic minus uniform, random, shallow and deep, each the
-mean refusal rate over the depths off the orbit. How intervals are computed (a between-seed variance pooled over the
-contrasts) was adopted in an earlier round of two seeds, with another split and recipe, after unpooled contrasts had all been
-undecided there; it stood before the present round. Since then one thing was changed, which made intervals wider and no verdict another: contrasts
-that share a control share degrees of freedom. Nothing here imports torch.
+mean refusal rate over the depths off the orbit. How intervals are computed was changed twice after the measurement, each time to
+wider ones: contrasts that share a control share degrees of freedom, and a between-seed variance is pooled only where that
+gives the wider interval (:func:`safetylib.stats.crossed`). Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -28,15 +27,13 @@ _READING = (
 
 
 @cache
-def primary_contrasts(
-    results: Results | None = None, pooled: bool = True, column: str = "refused"
-) -> dict[str, stats.Contrast]:
-    """Cyclic minus each other trained arm, over the headline depths; verdicts rest on the pooled ones of ``refused``."""
+def primary_contrasts(results: Results | None = None, column: str = "refused") -> dict[str, stats.Contrast]:
+    """Cyclic minus each other trained arm, over the headline depths; verdicts rest on those of ``refused``."""
     results = results or load()
     cyclic = results.headline_table("cyclic", column)
     others = [arm for arm in ("uniform", "random", "shallow", "deep") if arm in results.arms]
     pairs = {arm: (cyclic, results.headline_table(arm, column)) for arm in others}
-    return {row.name: row for row in stats.contrasts(pairs, pooled)}
+    return {row.name: row for row in stats.contrasts(pairs)}
 
 
 def settles(contrast: stats.Contrast) -> bool:
@@ -73,23 +70,15 @@ def _contrast_claim(other: str, source: str, statement: str, claim: str) -> None
     )
     def check() -> Finding:
         found = decide(primary_contrasts()[other])
-        others = {
-            "without pooling": primary_contrasts(pooled=False)[other],
-            "by the independent detector": primary_contrasts(column="refused_independent")[other],
-        }
-        listed = "; ".join(
-            f"{how}: {decide(row).verdict.partition(':')[0]}, {row.difference}, {row.p_shown}"
-            for how, row in others.items()
-        )
-        results = load()
+        second, results = primary_contrasts(column="refused_independent")[other], load()
         prices = "; ".join(
             f"{matched.level(results, kind):.2f} of {kind} prompts: {matched.contrast(results, other, kind)}"
             for kind in ("plain", "borderline")
         )
         return Finding(
             found.verdict,
-            f"{found.evidence} The variance between seeds is pooled over the four contrasts; {listed}. Where votes of both arms refuse "
-            f"equally many harmless prompts (looked at afterwards), {prices}.",
+            f"{found.evidence} By the independent detector: {decide(second).verdict.partition(':')[0]}, {second.difference}, "
+            f"{second.p_shown}. Where votes of both arms refuse equally many harmless prompts (looked at afterwards), {prices}.",
         )
 
 
@@ -171,7 +160,7 @@ def lasting() -> Finding:
     by_prompt = begun.pivot_table(index="seed", columns="prompt", values="complied_after", aggfunc="mean").dropna(
         axis=1
     )
-    escape = stats.crossed(by_prompt.to_numpy(float)).within(0, 1)
+    escape = stats.crossed(by_prompt.to_numpy(float), share=True)
     verdict = (
         Verdict.REPRODUCED
         if escape.high <= 0.05

@@ -25,7 +25,7 @@ probability, and of :math:`\tfrac{2}{\pi}\arcsin\sqrt p`, which is bounded and s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -438,45 +438,62 @@ def rates(trajectories: Trajectories, law: str, clock: str = "step sizes") -> tu
 
 @dataclass(frozen=True)
 class Scaling:
-    """How fitted rates depend on alpha: rate proportional to alpha to this exponent, with a 95 % interval over runs.
+    """How fitted rates depend on alpha: rate proportional to alpha to this exponent.
 
-    ``runs`` are those used; ``left_out`` those whose rate is only known to lie beyond the range that was searched.
+    ``exponent`` has an interval over seeds, prompts and runs. ``runs`` are those used; ``left_out`` those whose rate is only known
+    to lie beyond the range that was searched.
     """
 
-    exponent: float
-    low: float
-    high: float
+    exponent: stats.Estimate
     runs: int
     left_out: tuple[str, ...]
 
     @property
     def outcome(self) -> str:
         """What the interval says: 0 is one rate for every alpha, -1 that steps count and their size does not."""
-        one_rate, steps_alone = (self.low <= exponent <= self.high for exponent in (0, -1))
+        one_rate, steps_alone = (self.exponent.low <= exponent <= self.exponent.high for exponent in (0, -1))
         if one_rate == steps_alone:
             return "undecided" if one_rate else "neither"
         return "one rate" if one_rate else "steps alone"
 
 
-def scaling(trajectories: Trajectories, alone: Fit) -> Scaling:
-    """Regress log rates of single runs on log alpha, with a level for every gamma (ordinary least squares, Student's t).
+def scaling(series: list[Trajectories], law: str) -> Scaling:
+    """Regress log rates of single runs on log alpha, with a level for every gamma (ordinary least squares).
+
+    The interval counts three sources of variation: seeds and prompts by a jackknife that fits the law anew, and what the runs'
+    rates leave of a straight line, by the regression's own standard error.
 
     Parameters
     ----------
-    trajectories, alone
-        Runs, and the fit with one row a run that :func:`rates` returns.
+    series
+        One quantity along the same runs, at several depths: a run's log rate is the mean over them.
+    law
+        One of ``LAWS``.
 
     Raises
     ------
     ValueError
         Fewer runs with a rate inside the range searched than the regression has coefficients, plus one.
     """
-    kept = ~alone.at_edge
-    levels = np.unique(trajectories.gamma[kept], return_inverse=True)[1]
-    predictors = np.column_stack([np.log(trajectories.alpha[kept]), np.eye(levels.max(initial=0) + 1)[levels]])
-    if kept.sum() <= np.linalg.matrix_rank(predictors) or np.ptp(trajectories.alpha[kept]) == 0:
+    runs, alpha, gamma = series[0].runs, series[0].alpha, series[0].gamma
+    kept = ~np.any([rates(one, law)[1].at_edge for one in series], axis=0)
+    levels = np.unique(gamma[kept], return_inverse=True)[1]
+    predictors = np.column_stack([np.log(alpha[kept]), np.eye(levels.max(initial=0) + 1)[levels]])
+    if kept.sum() <= np.linalg.matrix_rank(predictors) or np.ptp(alpha[kept]) == 0:
         raise ValueError(f"{kept.sum()} runs with a rate inside the range searched are too few to scale with alpha")
-    found = OLS(np.log(alone.rate[kept]), predictors).fit()
-    low, high = found.conf_int()[0]
-    left_out = tuple(run for run, inside in zip(trajectories.runs, kept, strict=True) if not inside)
-    return Scaling(float(found.params[0]), float(low), float(high), int(kept.sum()), left_out)
+
+    def regression(seeds: np.ndarray, prompts: np.ndarray):
+        some = [replace(one, values=one.values[seeds][..., prompts]) for one in series]
+        logs = np.mean([np.log(rates(one, law)[1].rate) for one in some], axis=0)
+        return OLS(logs[kept], predictors).fit()
+
+    seeds, prompts = series[0].values.shape[0], series[0].values.shape[3]
+    whole = regression(np.arange(seeds), np.arange(prompts))
+    exponent = stats.jackknife(
+        lambda *some: float(regression(*some).params[0]),
+        (seeds, prompts),
+        prompts,
+        seeds,
+        (float(whole.bse[0] ** 2), float(whole.df_resid)),
+    )
+    return Scaling(exponent, int(kept.sum()), tuple(run for run, inside in zip(runs, kept, strict=True) if not inside))

@@ -93,20 +93,18 @@ class Results:
         return crossed_table(rows, column, f"arm {arm!r}, depth {depth}, {kind}, {split}")
 
     def estimate(self, arm: str, depth: int = 0, kind: str = "harmful", column: str = "refused") -> stats.Estimate:
-        """Mean of a column on test prompts with its interval; the trained arms pool their between-seed variance."""
+        """Mean of a column on test prompts with its interval; the arms are a family (:func:`safetylib.stats.crossed`)."""
         tables = {other: self.table(other, depth, kind, column) for other in self.arms}
         return stats.crossed(tables[arm], list(tables.values()))
 
     def headline_estimate(self, arm: str, column: str = "refused") -> stats.Estimate:
-        """The same for the mean over the headline depths; a mean of rates, kept in [0, 1]."""
+        """The same for the mean over the headline depths."""
         tables = {other: self.headline_table(other, column) for other in self.arms}
-        return stats.crossed(tables[arm], list(tables.values())).within(0, 1)
+        return stats.crossed(tables[arm], list(tables.values()), share=True)
 
     def headline_table(self, arm: str, column: str = "refused") -> np.ndarray:
-        """Mean of a column over the headline depths, as (seeds, prompts); boolean if no prompt's outcome varies over them."""
-        tables = np.stack([self.table(arm, depth, column=column) for depth in self.headline])
-        same = tables.dtype == bool and (tables == tables[0]).all()
-        return tables[0] if same else tables.mean(axis=0, dtype=float)
+        """Mean of a column over the headline depths, as (seeds, prompts)."""
+        return np.mean([self.table(arm, depth, column=column) for depth in self.headline], axis=0, dtype=float)
 
     def part(self, name: str, table: str = "outcomes") -> pd.DataFrame:
         """A table of a part beyond the main plan (:mod:`safetylib.study.parts`), stored beside the main tables.

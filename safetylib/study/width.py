@@ -85,7 +85,7 @@ def estimates(
     Parameters
     ----------
     tables
-        Name to votes. The family pools its between-seed variance, as the study's other tables do.
+        Name to votes.
     given_members
         Resample prompts alone. So it is in any case where ``width`` takes every member.
     """
@@ -94,11 +94,8 @@ def estimates(
         name: refusing(refused, width, rule)[None] if given_members else pseudo_values(refused, width, rule)
         for name, refused in whole.items()
     }
-    for name, table in values.items():
-        if np.isin(table, (0, 1)).all():
-            values[name] = table.astype(bool)
     family = list(values.values())
-    return {name: stats.crossed(table, family).within(0, 1) for name, table in values.items()}
+    return {name: stats.crossed(table, family, share=True) for name, table in values.items()}
 
 
 def outcome_table(results: Results, arms: list[str], widths: list[int], rules: tuple[str, ...]) -> pd.DataFrame:
@@ -143,8 +140,7 @@ def net_gain(harmful: np.ndarray, benign: np.ndarray, width: int, rule: str) -> 
 
 def _over_prompts(shares: list[np.ndarray]) -> stats.Estimate:
     """Mean over ensembles and prompts of (prompts,) outcomes, one an ensemble, with an interval *given the members*."""
-    table = np.mean(shares, axis=0)[None]
-    return stats.crossed(table.astype(bool) if np.isin(table, (0, 1)).all() else table).within(0, 1)
+    return stats.crossed(np.mean(shares, axis=0)[None], share=True)
 
 
 def averaged(
