@@ -2,9 +2,21 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 
+from safetylib.study import laws
 from safetylib.study.results import Results
+
+
+def given(table):
+    """Scores (seeds, runs, prompts) of a forecast that was not fitted to what it is scored on."""
+    seeds, _, prompts = table.shape
+    return laws.Scores(
+        table,
+        np.array([np.delete(table, seed, axis=0).mean() for seed in range(seeds) if seeds > 1]),
+        np.array([np.delete(table, prompt, axis=2).mean() for prompt in range(prompts)]),
+    )
 
 
 def made(folder, rows, *, seeds=(0, 1, 2), depths=(0,), judged=(0,), headline=(), **plan):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_results import given
 from scipy.special import expit, logit
 
 from safetylib import stats
@@ -113,13 +114,13 @@ def test_no_forecast_sees_what_it_forecasts(split):
     data = trajectories("softmax", spread=0.5)
     for name in laws.FORECASTS:
         told = laws.forecasts(data, name, split)
-        held_out = ~np.isnan(told)
+        held_out = ~np.isnan(told[0])
         for fitted, hidden in laws.SPLITS[split](data):
             assert not (fitted & hidden).any()
             changed = data.values.copy()
             changed[:, hidden] = 0.5
             other = laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, changed)
-            assert laws.forecasts(other, name, split)[hidden] == pytest.approx(told[hidden], abs=1e-12)
+            assert laws.forecasts(other, name, split)[:, hidden] == pytest.approx(told[:, hidden], abs=1e-12)
         assert held_out[:, 0].sum() == 0
 
 
@@ -128,9 +129,9 @@ def test_a_prompt_is_forecast_from_the_others_unless_told_otherwise():
     changed = data.values.copy()
     changed[..., 0] = 0.5
     other = laws.Trajectories("made", data.runs, data.alpha, data.gamma, data.steps, changed)
-    before, after = (laws.forecasts(one, "softmax")[..., 0] for one in (data, other))
+    before, after = (laws.forecasts(one, "softmax")[0, ..., 0] for one in (data, other))
     assert np.nanmax(np.abs(before - after)) < 1e-12
-    before, after = (laws.forecasts(one, "softmax", own=True) for one in (data, other))
+    before, after = (laws.forecasts(one, "softmax", own=True)[0] for one in (data, other))
     assert np.nanmax(np.abs(before - after)[..., 1:]) < 1e-12 < np.nanmax(np.abs(before - after)[..., 0])
 
 
@@ -144,7 +145,7 @@ def test_the_law_that_made_the_data_is_the_one_that_is_followed(law, split):
 @pytest.mark.parametrize("score", laws.SCORES)
 def test_every_score_prefers_the_law_that_made_the_data(score):
     found = table(trajectories("cross-entropy", spread=0.1), score=score)
-    assert min(laws.LAWS, key=lambda law: found[law].mean()) == "cross-entropy"
+    assert min(laws.LAWS, key=lambda law: found[law].mean) == "cross-entropy"
 
 
 @pytest.mark.parametrize("clock", ["steps", "decays"])
@@ -178,18 +179,18 @@ def test_a_law_that_no_run_follows_is_not_said_to_be_followed():
 )
 def test_a_difference_is_decided_when_the_runs_agree(by_run, decided):
     prompts = np.random.default_rng(0).normal(0, 1e-4, 12)
-    assert laws.difference(np.add.outer(by_run, prompts)[None]).decided == decided
+    assert laws.difference(given(np.add.outer(by_run, prompts)[None])).decided == decided
 
 
 def test_a_difference_that_varies_between_prompts_is_not_decided():
-    assert laws.difference(np.tile(np.resize([0.3, -0.2], 12), (1, 6, 1))).decided == 0
+    assert laws.difference(given(np.tile(np.resize([0.3, -0.2], 12), (1, 6, 1)))).decided == 0
 
 
 def test_a_difference_that_varies_between_seeds_is_not_decided():
     by_seed = np.array([0.01, 0.02, 0.12])
     table = np.add.outer(by_seed, np.add.outer(np.zeros(6), np.random.default_rng(0).normal(0, 1e-4, 12)))
-    assert laws.difference(table[2:]).decided == 1, "one seed by itself would have been believed"
-    together = laws.difference(table)
+    assert laws.difference(given(table[2:])).decided == 1, "one seed by itself would have been believed"
+    together = laws.difference(given(table))
     assert together.decided == 0 and together.estimate.low < 0 < together.estimate.mean == pytest.approx(0.05, abs=1e-3)
     assert together.estimate.seeds == 3 and (together.ahead, together.behind, together.runs) == (6, 0, 6)
 
@@ -197,16 +198,16 @@ def test_a_difference_that_varies_between_seeds_is_not_decided():
 def test_a_run_counts_by_the_mean_of_its_seeds():
     contrary = np.zeros((3, 6, 12))
     contrary[0], contrary[1:] = -0.01, 0.02
-    found = laws.difference(contrary)
+    found = laws.difference(given(contrary))
     assert (found.ahead, found.behind) == (6, 0)
 
 
 def test_three_standard_errors_of_few_seeds_are_not_enough():
     by_seed = np.array([0.03, 0.05, 0.07])
-    found = laws.difference(np.broadcast_to(by_seed[:, None, None], (3, 6, 12)))
+    found = laws.difference(given(np.broadcast_to(by_seed[:, None, None], (3, 6, 12))))
     margin = found.estimate.mean / found.estimate.standard_error
     assert margin > laws.LEAST_MARGIN and found.estimate.low > 0 and found.decided == 1
-    wider = laws.difference(np.broadcast_to(by_seed[:, None, None] - 0.013, (3, 6, 12)))
+    wider = laws.difference(given(np.broadcast_to(by_seed[:, None, None] - 0.013, (3, 6, 12))))
     assert wider.estimate.mean > laws.LEAST_MARGIN * wider.estimate.standard_error and wider.estimate.low < 0
     assert wider.decided == 0
 
@@ -218,13 +219,43 @@ def test_a_forecast_is_fitted_to_the_mean_of_the_seeds_and_scored_on_each():
     )
     for name in laws.FORECASTS:
         told = laws.forecasts(data, name)
-        assert told == pytest.approx(laws.forecasts(mean, name), nan_ok=True)
+        again = laws.forecasts(mean, name)
+        assert told[0] == pytest.approx(again[0], nan_ok=True)
+        assert told[4:] == pytest.approx(again[1:], nan_ok=True), "one seed cannot be left out"
         found = laws.scores(data, told)
-        assert found.shape == (3, 6, 12)
-        assert found.mean(axis=0) == pytest.approx(laws.scores(mean, told)[0]), (
+        assert found.table.shape == (3, 6, 12)
+        assert found.table.mean(axis=0) == pytest.approx(laws.scores(mean, again).table[0]), (
             "the log score is linear in what is measured"
         )
     assert laws.rates(data, "softmax")[1].rate == pytest.approx(laws.rates(mean, "softmax")[1].rate)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("name", laws.FORECASTS)
+def test_what_is_left_out_is_seen_by_neither_fit_nor_mean(name, own):
+    """Scores without a seed or a prompt are those of the trajectories that never had it."""
+    data = trajectories("softmax", spread=0.3, prompts=5, between=(0.8, 1.0, 1.2))
+    found = laws.scores(data, laws.forecasts(data, name, own=own))
+    for seed in range(3):
+        fewer = replace(data, values=np.delete(data.values, seed, axis=0))
+        alone = laws.scores(fewer, laws.forecasts(fewer, name, own=own)).mean
+        assert found.without_seed[seed] == pytest.approx(alone, abs=1e-12)
+    for prompt in range(5):
+        fewer = replace(data, values=np.delete(data.values, prompt, axis=3))
+        alone = laws.scores(fewer, laws.forecasts(fewer, name, own=own)).mean
+        assert found.without_prompt[prompt] == pytest.approx(alone, abs=1e-12)
+
+
+def test_a_difference_that_hangs_on_which_prompts_were_fitted_is_not_decided():
+    """Every score says the same, but leaving out a prompt moves them all: forecasts are fitted to few."""
+    sure = given(np.full((1, 6, 12), 0.1))
+    assert laws.difference(sure).decided == 1
+    unsure = replace(sure, without_prompt=0.1 + np.resize([0.02, -0.02], 12))
+    found = laws.difference(unsure)
+    assert found.decided == 0 and found.estimate.low < 0 < found.estimate.mean
+    assert found.estimate.standard_error == pytest.approx(np.sqrt(11 / 12 * 12 * 0.02**2))
+    seeds = replace(given(np.full((3, 6, 12), 0.1)), without_seed=np.array([0.02, 0.1, 0.18]))
+    assert laws.difference(seeds).decided == 0
 
 
 def test_runs_can_be_left_out():

@@ -260,12 +260,22 @@ def test_correlation_between_teams_leaves_out_members_that_never_vary():
     assert np.isnan(width.between(first[1:], second))
 
 
+def test_unequal_risks_are_no_negative_correlation():
+    """Independent members at one half and at nine tenths: alike sees that, a model with one risk takes it for the opposite."""
+    generator = np.random.default_rng(0)
+    refused = np.array([generator.random(20_000) < share for share in (0.5, 0.5, 0.9)])
+    assert width.alike(refused) == pytest.approx(0, abs=0.02)
+    assert width.exchangeable(refused)[1] < -0.05
+    assert width.alike(np.array([refused[0]] * 3)) == pytest.approx(1)
+    assert np.isnan(width.alike(refused[:1])) and np.isnan(width.alike(np.ones((3, 4), bool)))
+
+
 @pytest.mark.parametrize("conditions", [1, 2])
 def test_a_correlations_interval_is_the_jackknife_over_prompts(conditions):
     found = width.correlation(np.array([VOTES] * conditions))
-    without = np.array([width.exchangeable(np.delete(VOTES, prompt, axis=1))[1] for prompt in range(40)])
+    without = np.array([width.alike(np.delete(VOTES, prompt, axis=1)) for prompt in range(40)])
     assert found.standard_error == pytest.approx(np.sqrt(39 / 40 * ((without - without.mean()) ** 2).sum()))
-    assert found.low < width.exchangeable(VOTES)[1] < found.high
+    assert found.low < width.alike(VOTES) < found.high
 
 
 def test_correlations_of_two_teams_are_compared_on_the_same_prompts():
@@ -431,7 +441,9 @@ ALIKE = np.repeat(APART[:1], 5, axis=0)  # members that copy one another
         (findings.majority, {"shallow": NONE[:2], "cyclic": APART[:2]}, Verdict.UNDECIDED),
         (findings.independence, {"shallow": ALIKE[:2], "cyclic": APART[:2]}, Verdict.UNDECIDED),
         (findings.independence, {"shallow": ALIKE, "cyclic": APART}, Verdict.NOT_REPRODUCED),
-        (findings.independence, {"shallow": APART, "cyclic": APART}, Verdict.UNDECIDED),
+        (findings.independence, {"shallow": APART, "cyclic": APART}, Verdict.REPRODUCED),
+        (findings.independence, {"shallow": ALIKE[:, :20], "cyclic": APART[:, :20]}, Verdict.UNDECIDED),
+        (findings.offset, {"shallow": NONE[:1], "cyclic": APART[:1]}, Verdict.UNDECIDED),
         (findings.any_refusal, {"shallow": ~APART, "cyclic": ALL}, Verdict.NOT_REPRODUCED),
         (findings.any_refusal, {"shallow": APART, "cyclic": ALL}, Verdict.UNDECIDED),
     ],

@@ -2,8 +2,8 @@
 
 Laws, parameters, scores, splits, margins and the bounds below were fixed before any of these tables was looked at; they were
 developed on made-up ones. Afterwards the range of rates searched was extended downwards (no verdict changed), and ``clock`` and
-``steady`` of :func:`law_scores` were added. No verdict rests on the first; where the steady runs alone would have another verdict, none is
-given, which was decided when all verdicts were known.
+``steady`` of :func:`law_scores` were added; no verdict rests on them. Intervals became wider when all verdicts were known: forecasts
+are fitted anew for every seed and prompt that is left out, and the one law claim that had been decided no longer is.
 Training runs were made with one seed first, and with two more after their tables had been looked at; gradient descent's smallest
 step size was added last, after others had blown up. The longer runs were planned after all of these had been looked at, and their claims
 written before any of their tables was looked at. Intervals are over seeds and prompts. Nothing here imports torch.
@@ -53,8 +53,8 @@ def law_scores(
     clock: str = "step sizes",
     steady: bool = False,
     part: str = "chain",
-) -> dict[str, np.ndarray]:
-    """Forecast -> (seeds, runs, prompts) mean score over the steps held out, and over the depths of the quantity.
+) -> dict[str, laws.Scores]:
+    """Forecast -> scores of the steps held out, mean over the depths of the quantity.
 
     Arguments are those of :func:`safetylib.study.laws.forecasts` and of :func:`runs`; with ``steady``, runs that blew up with any
     seed are left out.
@@ -64,9 +64,8 @@ def law_scores(
     if steady:
         series = [laws.without(one, [run for run, _ in blown_up(part)]) for one in series]
     return {
-        name: np.mean(
-            [laws.scores(one, _forecast(one, part, name, split, start, own, clock), score) for one in series],
-            axis=0,
+        name: laws.mean_scores(
+            [laws.scores(one, _forecast(one, part, name, split, start, own, clock), score) for one in series]
         )
         for name in laws.FORECASTS
     }
@@ -103,7 +102,7 @@ def comparison(optimiser: str, quantity: str = "start", split: str = "another ru
     return laws.compare(law_scores(optimiser, quantity, split, **how))
 
 
-def law_verdict(table: dict[str, np.ndarray]) -> Verdict:
+def law_verdict(table: dict[str, laws.Scores]) -> Verdict:
     """Does the probability follow the additive law of Theorem 4.5?
 
     Reproduced if it is the law that is followed; not reproduced if another law, the free monotone curve or even the constant
@@ -147,31 +146,20 @@ def _law_claim(optimiser: str, quantity: str, statement: str, part: str = "chain
         statement=statement,
         reading=(
             f"The probability that {what}, along {optimiser} runs (SmolLM2-135M-Instruct in 4 bits, {design}): the additive law in the clock of step sizes, stopped at one, forecasts runs held out better than the "
-            "softmax and the cross-entropy law with as many parameters, and not worse than a free monotone curve."
+            "softmax and the cross-entropy law with as many parameters and than a constant, and not decidedly worse than a free monotone curve."
         ),
         basis=Basis.MEASUREMENT,
     )
     def check() -> Finding:
         table = law_scores(optimiser, quantity, part=part)
-        rivals = ("softmax", "cross-entropy", "monotone")
+        rivals = [name for name in laws.FORECASTS if name != "additive"]
+        seeds, _, prompts = table["additive"].table.shape
         listed = "; ".join(f"{name} {laws.difference(table['additive'] - table[name])}" for name in rivals)
-        verdict, without = _steadied(optimiser, quantity, part, law_verdict(table))
         return Finding(
-            verdict,
+            law_verdict(table),
             f"{law_in_words(laws.compare(table))}. Log score in nats, additive minus the other (positive: the other is "
-            f"better): {listed}; {table['additive'].shape[-1]} prompts, {len(table['additive'])} seeds."
-            f"{without}",
+            f"better): {listed}; {prompts} prompts, {seeds} seeds.",
         )
-
-
-def _steadied(optimiser: str, quantity: str, part: str, verdict: Verdict) -> tuple[Verdict, str]:
-    """The verdict, if the runs that did not blow up give it, too; else undecided, and the reason."""
-    left_out = sorted({run for run, _ in blown_up(part) if runs(part).runs["optimiser"][run] == optimiser})
-    steady = law_verdict(law_scores(optimiser, quantity, steady=True, part=part)) if left_out else verdict
-    if steady is verdict:
-        return verdict, ""
-    both = [one.partition(":")[0] for one in (verdict, steady)]
-    return Verdict.UNDECIDED, f" By all runs {both[0]}, without those that blew up ({', '.join(left_out)}) {both[1]}."
 
 
 _RULE = "Fine-tuning adds a discounted bias to transition probabilities, so escape falls as the step sizes add up."

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from safetylib import stats
-from safetylib.claims import Basis, Finding, register
+from safetylib.claims import Basis, Finding, Verdict, register
 from safetylib.study import findings
 from safetylib.study.results import Results, crossed_table, load
 
@@ -156,4 +156,9 @@ def forced_against_generated(results: Results) -> pd.DataFrame:
 )
 def transfer() -> Finding:
     """Does depth carry over to another benchmark?"""
-    return findings.decide(transfer_contrasts(load())["shallow"])
+    contrasts = transfer_contrasts(load())
+    return (
+        findings.decide(contrasts["shallow"])
+        if "shallow" in contrasts
+        else Finding(Verdict.UNDECIDED, "the arm shallow was not measured.")
+    )

@@ -285,14 +285,19 @@ def forecasts(
     Returns
     -------
     ndarray
-        (runs, steps, prompts); nan where nothing is held out.
+        (1 + left out, runs, steps, prompts): from all seeds and prompts; then, for a jackknife, fitted anew without each
+        seed in turn (if there are several), and without each prompt. nan where nothing is held out.
     """
-    values = trajectories.values.mean(axis=0)
-    prompts = values.shape[2]
-    known = values if own else (values.sum(axis=2, keepdims=True) - values) / (prompts - 1)
-    known = np.moveaxis(np.clip(known, 0, 1), 2, 0)  # what is known when a prompt is forecast: (prompts, runs, steps)
-    ticks, shape = trajectories.clock(clock), (prompts, -1)
-    result = np.full(values.shape, np.nan)
+    values = np.array([every.mean(axis=0) for every in _without_a_seed(trajectories.values)])
+    known = values if own else _of_others(values)
+    if not own:  # without prompt j, what is known of i is the mean of all but i and j
+        known = np.concatenate([known, _of_others(values[:1], twice=True)])
+    else:
+        known = np.concatenate([known, np.repeat(values[:1], values.shape[-1], axis=0)])
+    variants, *_, prompts = known.shape
+    known = np.moveaxis(np.clip(known, 0, 1), 3, 1).reshape(variants * prompts, *known.shape[1:3])
+    ticks, shape = trajectories.clock(clock), (len(known), -1)
+    result = np.full((variants, *trajectories.values.shape[1:]), np.nan)
     for fitted, held_out in SPLITS[split](trajectories):
         weights = fitted.astype(float)
         weights[:, trajectories.steps == 0] /= fitted[:, 0].sum()  # one measurement, shared by the runs
@@ -308,8 +313,25 @@ def forecasts(
             found = np.repeat((known * trained).sum(axis=(1, 2))[:, None] / trained.sum(), held_out.sum(), axis=1)
         else:
             raise ValueError(f"unknown forecast {forecast!r}; known: {', '.join(FORECASTS)}")
-        result[held_out] = np.moveaxis(found, 0, -1)
+        result[:, held_out] = np.moveaxis(found.reshape(variants, prompts, -1), 1, 2)
     return result
+
+
+def _without_a_seed(values: np.ndarray) -> list[np.ndarray]:
+    """All (seeds, ...) values, and then those without each seed in turn, if there are several."""
+    return [values] + [np.delete(values, seed, axis=0) for seed in range(len(values)) if len(values) > 1]
+
+
+def _of_others(values: np.ndarray, twice: bool = False) -> np.ndarray:
+    """For every prompt the mean of the others, (tables, runs, steps, prompts); with ``twice``, of one table, a table for every
+    prompt that is left out of all means."""
+    prompts = values.shape[-1]
+    rest = 1 - np.eye(prompts)
+    if twice:
+        rest = rest * rest[:, None]  # (left out, forecast, known)
+        values = values[0]
+        return np.einsum("rsp,jip->jrsi", values, rest / rest.sum(axis=2, keepdims=True))
+    return values @ rest / (prompts - 1)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -323,9 +345,50 @@ SCORES: dict[str, Callable] = {
 }
 
 
-def scores(trajectories: Trajectories, forecast: np.ndarray, score: str = "log score") -> np.ndarray:
-    """(seeds, runs, prompts) mean score over the steps that were forecast; smaller is better."""
-    return np.nanmean(SCORES[score](trajectories.values, forecast), axis=2)
+@dataclass(frozen=True)
+class Scores:
+    """Mean scores of a forecast, and what they are when a seed or a prompt is left out of fit and mean.
+
+    Attributes
+    ----------
+    table
+        (seeds, runs, prompts), mean over the steps that were forecast; smaller is better.
+    without_seed, without_prompt
+        (seeds,) and (prompts,) means over all that is left; one seed cannot be left out.
+    """
+
+    table: np.ndarray
+    without_seed: np.ndarray
+    without_prompt: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        return float(self.table.mean())
+
+    def __sub__(self, other: Scores) -> Scores:
+        parts = ("table", "without_seed", "without_prompt")
+        return Scores(*(getattr(self, part) - getattr(other, part) for part in parts))
+
+
+def scores(trajectories: Trajectories, forecast: np.ndarray, score: str = "log score") -> Scores:
+    """Scores of what :func:`forecasts` returns."""
+
+    def table(values: np.ndarray, forecast: np.ndarray) -> np.ndarray:
+        return np.nanmean(SCORES[score](values, forecast), axis=2)
+
+    whole, *others = _without_a_seed(trajectories.values)
+    by_seed, by_prompt = forecast[1 : len(others) + 1], forecast[len(others) + 1 :]
+    return Scores(
+        table(whole, forecast[0]),
+        np.array([table(values, one).mean() for values, one in zip(others, by_seed, strict=True)]),
+        np.array([np.delete(table(whole, one), prompt, axis=2).mean() for prompt, one in enumerate(by_prompt)]),
+    )
+
+
+def mean_scores(every: list[Scores]) -> Scores:
+    """The mean of several series' scores, of the same seeds, runs and prompts."""
+    parts = ("table", "without_seed", "without_prompt")
+    return Scores(*(np.mean([getattr(one, part) for one in every], axis=0) for part in parts))
 
 
 LEAST_MARGIN = 3.0
@@ -365,11 +428,24 @@ class Difference:
         return f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}] ({margin}; {signs})"
 
 
-def difference(table: np.ndarray) -> Difference:
-    """The mean of a (seeds, runs, prompts) table of paired differences."""
-    by_run = table.mean(axis=(0, 2))
+def difference(paired: Scores) -> Difference:
+    """The mean of a difference of :class:`Scores`.
+
+    Its interval is the wider of two: that of the seeds' and prompts' scores, and a jackknife's. The first takes the forecasts
+    as given, although the same few seeds and prompts made them all; the second fits them anew.
+    """
+    seeds, _, prompts = paired.table.shape
+    by_run = paired.table.mean(axis=(0, 2))
     ahead, behind = ((sign * by_run > LEAST_DIFFERENCE).sum() for sign in (1, -1))
-    return Difference(stats.crossed(table.mean(axis=1)), int(ahead), int(behind), len(by_run))
+
+    def refitted(some_seeds: np.ndarray, some_prompts: np.ndarray) -> float:
+        for kept, size, without in ((some_seeds, seeds, "seed"), (some_prompts, prompts, "prompt")):
+            if len(kept) < size:
+                return float(getattr(paired, f"without_{without}")[size * (size - 1) // 2 - kept.sum()])
+        return paired.mean
+
+    both = stats.crossed(paired.table.mean(axis=1)), stats.jackknife(refitted, (seeds, prompts), prompts, seeds)
+    return Difference(max(both, key=lambda one: one.high - one.low), int(ahead), int(behind), len(by_run))
 
 
 @dataclass(frozen=True)
@@ -394,7 +470,7 @@ class Comparison:
         return "followed" if best_of_three else "undecided"
 
 
-def compare(table: dict[str, np.ndarray]) -> Comparison:
+def compare(table: dict[str, Scores]) -> Comparison:
     """The law with the least mean score against the rest, by differences that are :attr:`Difference.decided`.
 
     =================  =================================================================================
@@ -407,9 +483,9 @@ def compare(table: dict[str, np.ndarray]) -> Comparison:
     Parameters
     ----------
     table
-        Forecast -> (seeds, runs, prompts) scores, for all of ``FORECASTS``.
+        Forecast -> scores, for all of ``FORECASTS``.
     """
-    law = min(LAWS, key=lambda name: table[name].mean())
+    law = min(LAWS, key=lambda name: table[name].mean)
 
     def against(names) -> dict[str, Difference]:
         return {name: difference(table[name] - table[law]) for name in names if name != law}

@@ -261,11 +261,23 @@ def exchangeable(refused: np.ndarray) -> tuple[float, float]:
     return risk, (both - risk**2) / (risk * (1 - risk))
 
 
+def alike(refused: np.ndarray) -> float:
+    """Covariance of two members' failures over the product of their standard deviations, each a mean over pairs.
+
+    Independent members have 0 whatever their risks; :func:`exchangeable`, whose model has one risk, has less than that where
+    risks differ. nan if no two members vary. ``refused`` is (members, prompts).
+    """
+    matrix = np.cov(~np.asarray(refused, bool), ddof=0).reshape(len(refused), -1)
+    pairs, spread = np.triu_indices(len(matrix), 1), np.sqrt(matrix.diagonal())
+    most = np.outer(spread, spread)[pairs].sum()
+    return float(matrix[pairs].sum() / most) if most else float("nan")
+
+
 def given_members(statistic: Callable[..., float], *teams: np.ndarray) -> stats.Estimate:
     """A statistic of votes, a mean over conditions, with a 95 % interval over prompts *given the members*.
 
-    The jackknife leaves prompts out one by one. The statistic may depend on a prompt only by how many members of each
-    team refuse it, so that few values are computed.
+    The jackknife leaves prompts out one by one; of those that all members answer alike, once. It sees no joint failure that did
+    not happen among the prompts: rare ones are as likely to be more frequent than the interval says.
 
     Parameters
     ----------
@@ -281,10 +293,10 @@ def given_members(statistic: Callable[..., float], *teams: np.ndarray) -> stats.
     """
     values = []
     for tables in zip(*map(_conditions, teams), strict=True):
-        counts = np.array([table.sum(axis=0) for table in tables])
-        _, first, place = np.unique(counts, axis=1, return_index=True, return_inverse=True)
+        columns = np.concatenate(tables)
+        _, first, place = np.unique(columns, axis=1, return_index=True, return_inverse=True)
         without = [statistic(*(np.delete(table, prompt, axis=1) for table in tables)) for prompt in first]
-        prompts = counts.shape[1]
+        prompts = columns.shape[1]
         values.append(prompts * statistic(*tables) - (prompts - 1) * np.array(without)[place.ravel()])
     if not np.isfinite(values).all():
         raise ValueError("the statistic is undefined for these votes: in some condition nothing varies")
@@ -292,10 +304,10 @@ def given_members(statistic: Callable[..., float], *teams: np.ndarray) -> stats.
 
 
 def correlation(refused: np.ndarray, other: np.ndarray | None = None) -> stats.Estimate:
-    """Correlation of two members' failures (:func:`exchangeable`) given the members; with ``other``, minus that team's."""
+    """Correlation of two members' failures (:func:`alike`) given the members; with ``other``, minus that team's."""
     if other is None:
-        return given_members(lambda votes: exchangeable(votes)[1], refused)
-    return given_members(lambda one, two: exchangeable(one)[1] - exchangeable(two)[1], refused, other)
+        return given_members(alike, refused)
+    return given_members(lambda one, two: alike(one) - alike(two), refused, other)
 
 
 def between(first: np.ndarray, second: np.ndarray) -> float:
