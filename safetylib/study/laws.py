@@ -138,7 +138,7 @@ def fit(law: str, clock, values, weights=None, start=None) -> Fit:
         near_start = log_start[:, None] + step_start * np.repeat(_FINER, _FINER.size)
         near_rate = log_rate[:, None] + step_rate * np.tile(_FINER, _FINER.size)
         near = curve(law, clock, expit(near_start)[..., None], np.exp(near_rate)[..., None])
-        losses = _losses(near, values, weights)
+        losses = _losses(_logs(near), values, weights)
         best = losses.argmin(axis=1)
         log_start, log_rate, loss = near_start[rows, best], near_rate[rows, best], losses[rows, best]
         step_start, step_rate = step_start / 4, step_rate / 4
@@ -147,19 +147,23 @@ def fit(law: str, clock, values, weights=None, start=None) -> Fit:
 
 
 @lru_cache(maxsize=8)
-def _coarse(law: str, clock: bytes, starts: bytes, rows: int) -> np.ndarray:
-    """The coarse grid's curves, (rows, starts times rates, cells): the same for every series measured at these clocks."""
+def _coarse(law: str, clock: bytes, starts: bytes, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`_logs` of the coarse grid's curves: the same for every series measured at these clocks."""
     clock, starts = np.frombuffer(clock), np.frombuffer(starts).reshape(rows, -1)
     rates = _RATES / clock.max()
-    return curve(law, clock, expit(starts)[..., None, None], rates[:, None]).reshape(rows, -1, clock.size)
+    return _logs(curve(law, clock, expit(starts)[..., None, None], rates[:, None]).reshape(rows, -1, clock.size))
 
 
-def _losses(curves, values, weights) -> np.ndarray:
-    """(rows, curves): mean score of each row's curves (rows or 1, curves, cells)."""
-    curves = np.clip(curves, LEAST, 1 - LEAST)
-    logs = np.moveaxis(np.log(curves), 1, 2), np.moveaxis(np.log1p(-curves), 1, 2)
+def _logs(curves) -> tuple[np.ndarray, np.ndarray]:
+    """ln p and ln(1 - p), (rows or 1, cells, curves), of curves (rows or 1, curves, cells)."""
+    curves = np.moveaxis(np.clip(curves, LEAST, 1 - LEAST), 1, 2)
+    return np.log(curves), np.log1p(-curves)
+
+
+def _losses(logs, values, weights) -> np.ndarray:
+    """(rows, curves): mean score of each row's curves, from their :func:`_logs`."""
     parts = (values * weights)[:, None], ((1 - values) * weights)[:, None]
-    if len(curves) == 1:  # the same curves for every row
+    if len(logs[0]) == 1:  # the same curves for every row
         return -(parts[0][:, 0] @ logs[0][0] + parts[1][:, 0] @ logs[1][0])
     return -(parts[0] @ logs[0] + parts[1] @ logs[1])[:, 0]
 
@@ -296,6 +300,7 @@ def forecasts(
         known = np.concatenate([known, np.repeat(values[:1], values.shape[-1], axis=0)])
     variants, *_, prompts = known.shape
     known = np.moveaxis(np.clip(known, 0, 1), 3, 1).reshape(variants * prompts, *known.shape[1:3])
+    known, back = np.unique(known, axis=0, return_inverse=True)  # i without j is j without i: each is fitted once
     ticks, shape = trajectories.clock(clock), (len(known), -1)
     result = np.full((variants, *trajectories.values.shape[1:]), np.nan)
     for fitted, held_out in SPLITS[split](trajectories):
@@ -313,7 +318,7 @@ def forecasts(
             found = np.repeat((known * trained).sum(axis=(1, 2))[:, None] / trained.sum(), held_out.sum(), axis=1)
         else:
             raise ValueError(f"unknown forecast {forecast!r}; known: {', '.join(FORECASTS)}")
-        result[:, held_out] = np.moveaxis(found.reshape(variants, prompts, -1), 1, 2)
+        result[:, held_out] = np.moveaxis(found[back.ravel()].reshape(variants, prompts, -1), 1, 2)
     return result
 
 
