@@ -253,6 +253,9 @@ def test_a_difference_that_hangs_on_which_prompts_were_fitted_is_not_decided():
     unsure = replace(sure, without_prompt=0.1 + np.resize([0.02, -0.02], 12))
     found = laws.difference(unsure)
     assert found.decided == 0 and found.estimate.low < 0 < found.estimate.mean
+    uneven = given(np.tile(np.resize([0.5, -0.3], 12), (1, 6, 1)))
+    steady = replace(uneven, without_prompt=np.full(12, uneven.mean))
+    assert laws.difference(steady).decided == 0, "forecasts that hang on no prompt do not make few prompts many"
     assert found.estimate.standard_error == pytest.approx(np.sqrt(11 / 12 * 12 * 0.02**2))
     seeds = replace(given(np.full((3, 6, 12), 0.1)), without_seed=np.array([0.02, 0.1, 0.18]))
     assert laws.difference(seeds).decided == 0
@@ -300,6 +303,13 @@ def test_the_exponents_interval_counts_seeds_and_prompts_and_not_runs_alone():
     assert (mixed.seeds, mixed.prompts) == (3, 12)
     assert -1 < mixed.mean < alike.mean
     assert mixed.standard_error > 3 * alike.standard_error and mixed.low < -0.5
+    assert found([one, one, other] * 3).standard_error < 0.9 * mixed.standard_error, "more seeds say more"
+
+
+def test_the_exponents_interval_counts_what_the_runs_leave_of_a_straight_line():
+    data = trajectories("cross-entropy")
+    assert laws.scaling([data], "cross-entropy").exponent.standard_error < 0.02
+    assert laws.scaling([data], "softmax").exponent.standard_error > 0.03
 
 
 @pytest.mark.parametrize(("error", "margin"), [(0.5, "2.5 SE"), (0.0, "no variation")])

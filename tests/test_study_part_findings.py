@@ -326,6 +326,27 @@ def test_a_contrast_tells_what_its_verdict_rests_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("prompts", "turned", "verdict"),
+    [
+        (200, 1, Verdict.REPRODUCED),
+        (40, 1, Verdict.UNDECIDED),
+        (40, 0, Verdict.UNDECIDED),
+        (100, 30, Verdict.NOT_REPRODUCED),
+    ],
+)
+def test_refusals_last_if_the_prompts_are_enough_to_say_so(tmp_path, monkeypatch, prompts, turned, verdict):
+    """Next to none that turn are no proof where few prompts were asked."""
+    rows = [
+        {"seed": seed, "prompt": f"p{n:03}", "refused": True, "complied_after": n < turned, "tokens": 12}
+        for seed in (0, 1, 2)
+        for n in range(prompts)
+    ]
+    results = made(tmp_path / "made", rows)
+    monkeypatch.setattr(findings, "load", lambda: results)
+    assert findings.lasting().verdict is verdict
+
+
+@pytest.mark.parametrize(
     ("members", "verdict"),
     [
         ([(0, 40), (25, 65), (60, 100)], Verdict.REPRODUCED),  # each refuses two fifths, together all

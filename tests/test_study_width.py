@@ -427,6 +427,10 @@ def study(folder, **arms):
 NONE, ALL = np.zeros((5, 300), bool), np.ones((5, 300), bool)
 APART = np.random.default_rng(2).random((5, 300)) < 0.8  # independent members
 ALIKE = np.repeat(APART[:1], 5, axis=0)  # members that copy one another
+ONCE = APART[:, :30] & (np.arange(30) > 0)  # independent members, but for one prompt that defeats them all
+COVERS = (
+    np.arange(20) % 5 // 2 == np.array([0, 1, 2, 0, 1])[:, None]
+)  # weak members, of whom one refuses any of 20 prompts
 
 
 @pytest.mark.parametrize(
@@ -443,7 +447,10 @@ ALIKE = np.repeat(APART[:1], 5, axis=0)  # members that copy one another
         (findings.independence, {"shallow": ALIKE, "cyclic": APART}, Verdict.NOT_REPRODUCED),
         (findings.independence, {"shallow": APART, "cyclic": APART}, Verdict.REPRODUCED),
         (findings.independence, {"shallow": ALIKE[:, :20], "cyclic": APART[:, :20]}, Verdict.UNDECIDED),
+        (findings.independence, {"shallow": APART[:, :30], "cyclic": ONCE}, Verdict.UNDECIDED),
         (findings.offset, {"shallow": NONE[:1], "cyclic": APART[:1]}, Verdict.UNDECIDED),
+        (findings.any_refusal, {"shallow": COVERS, "cyclic": ALL[:, :20]}, Verdict.UNDECIDED),
+        (findings.any_refusal, {"shallow": np.tile(COVERS, 5), "cyclic": ALL[:, :100]}, Verdict.REPRODUCED),
         (findings.any_refusal, {"shallow": ~APART, "cyclic": ALL}, Verdict.NOT_REPRODUCED),
         (findings.any_refusal, {"shallow": APART, "cyclic": ALL}, Verdict.UNDECIDED),
     ],
