@@ -155,18 +155,28 @@ def jackknife(
         Variance and degrees of freedom of a further source, known otherwise.
     """
     whole = [np.arange(size) for size in sources]
-    variances, freedoms = [], []
-    for place, everything in enumerate(whole):
-        size = len(everything)
-        if size < 2:
-            continue
-        left = np.array([statistic(*whole[:place], np.delete(everything, i), *whole[place + 1 :]) for i in range(size)])
-        variances.append((size - 1) / size * ((left - left.mean()) ** 2).sum())
-        freedoms.append(size - 1)
+    without = [
+        np.array([statistic(*whole[:place], np.delete(units, i), *whole[place + 1 :]) for i in units if len(units) > 1])
+        for place, units in enumerate(whole)
+    ]
+    return from_left_out(statistic(*whole), without, prompts, seeds, beside)
+
+
+def from_left_out(
+    mean: float,
+    without: list[np.ndarray],
+    prompts: int,
+    seeds: int,
+    beside: tuple[float, float] | None = None,
+) -> Estimate:
+    """The jackknife's estimate from a statistic and its values without each unit, an array a source; see :func:`jackknife`."""
+    varying = [left for left in without if len(left) > 1]
+    variances = [(len(left) - 1) / len(left) * ((left - left.mean()) ** 2).sum() for left in varying]
+    freedoms = [len(left) - 1 for left in varying]
     if beside is not None:
         variances.append(beside[0])
         freedoms.append(beside[1])
-    mean, total = float(statistic(*whole)), float(sum(variances))
+    mean, total = float(mean), float(sum(variances))
     freedom = total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True)) if total else float("inf")
     reach = _reach(total**0.5, freedom)
     return Estimate(mean, mean - reach, mean + reach, total**0.5, freedom, prompts, seeds)

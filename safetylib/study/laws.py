@@ -442,14 +442,8 @@ def difference(paired: Scores) -> Difference:
     seeds, _, prompts = paired.table.shape
     by_run = paired.table.mean(axis=(0, 2))
     ahead, behind = ((sign * by_run > LEAST_DIFFERENCE).sum() for sign in (1, -1))
-
-    def refitted(some_seeds: np.ndarray, some_prompts: np.ndarray) -> float:
-        for kept, size, without in ((some_seeds, seeds, "seed"), (some_prompts, prompts, "prompt")):
-            if len(kept) < size:
-                return float(getattr(paired, f"without_{without}")[size * (size - 1) // 2 - kept.sum()])
-        return paired.mean
-
-    both = stats.crossed(paired.table.mean(axis=1)), stats.jackknife(refitted, (seeds, prompts), prompts, seeds)
+    refitted = stats.from_left_out(paired.mean, [paired.without_seed, paired.without_prompt], prompts, seeds)
+    both = stats.crossed(paired.table.mean(axis=1)), refitted
     return Difference(max(both, key=lambda one: one.high - one.low), int(ahead), int(behind), len(by_run))
 
 

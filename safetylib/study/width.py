@@ -276,8 +276,8 @@ def alike(refused: np.ndarray) -> float:
 def given_members(statistic: Callable[..., float], *teams: np.ndarray) -> stats.Estimate:
     """A statistic of votes, a mean over conditions, with a 95 % interval over prompts *given the members*.
 
-    The jackknife leaves prompts out one by one; of those that all members answer alike, once. It sees no joint failure that did
-    not happen among the prompts: rare ones are as likely to be more frequent than the interval says.
+    The jackknife leaves prompts out one by one; one value serves all prompts on which the members vote the same. It sees no joint
+    failure that did not happen among the prompts: where these are rare, the interval ends too low.
 
     Parameters
     ----------
