@@ -33,7 +33,7 @@ def whole() -> Comparison:
     return curve("deep", preset("cpu").measurement.depths, prompts=16)
 
 
-def curve(arm: str, depths: tuple[int, ...] = SOME_DEPTHS, prompts: int = 32) -> Comparison:
+def curve(arm: str, depths: tuple[int, ...] = SOME_DEPTHS, prompts: int = 64) -> Comparison:
     """An adapter of an arm, trained by the study's recipe on a slice of its prompts, merged; test prompts; no refusal is
     followed further."""
     plan = preset("cpu")

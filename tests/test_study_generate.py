@@ -146,6 +146,23 @@ def test_prefill_reads_logits_where_they_are_wanted(pair):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_nothing_is_read_or_decoded_with_gradients(pair):
+    """Memory for gradients that nobody asks for; and oneDNN multiplies a single row by the output layer hundreds of times
+    slower when they might be."""
+    modes = []
+    watched = (pair.model.get_output_embeddings(), pair.model.model.layers[0].mlp)
+    hooks = [part.register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled())) for part in watched]
+    try:
+        answers = g.answer(pair.model, PROMPTS, 8, NO_EOS)
+        g.depth_responses(
+            pair.model, PROMPTS, [answer.tokens for answer in answers], (0, 3), 4, 0, NO_EOS, lambda _: True
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(modes) > 10 and all(modes)
+
+
 # --- leaving the trunk ------------------------------------------------------------------------------------------------
 
 EOS = 0

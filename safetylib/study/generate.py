@@ -236,6 +236,7 @@ def leaving_places(
     return found
 
 
+@torch.inference_mode()
 def depth_responses(
     model: PreTrainedModel,
     prompts: list[list[int]],
