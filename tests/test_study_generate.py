@@ -137,6 +137,12 @@ def test_chunks_hold_every_index_once_within_their_bounds(lengths, rows, tokens)
     assert in_order == sorted(in_order)
 
 
+def test_what_is_read_and_not_kept_is_read_in_shorter_rows_than_what_is_decoded(pair):
+    sequences = [[5] * 100] * 90
+    assert [len(batch) for batch in g.chunks(sequences)] == [40, 40, 10]
+    assert [len(batch) for batch in g.chunks(sequences, model=pair.model)] == [80, 10]
+
+
 @torch.inference_mode()
 def test_prefill_reads_logits_where_they_are_wanted(pair):
     wanted = [[0, 5], [len(PROMPTS[1]) - 1], []]

@@ -507,7 +507,7 @@ def test_on_a_cpu_the_untuned_model_is_there_once_more_prepacked_and_so_is_a_mem
     )
     unpacked = memory.weights(shape, False, 2) - memory.weights(shape, True, 2)
     margin = gpu.phases["judging"] / (
-        memory.weights(shape, True, 2) + memory.reading(shape, 2, generate.most_rows(shape), generate.PACKED_TOKENS)
+        memory.weights(shape, True, 2) + memory.reading(shape, 2, generate.most_rows(shape), generate.READ_TOKENS)
     )
     for phase, copies in {"training": 1, "generation": 2, "judging": 1}.items():
         more = margin * (unpacked + copies * memory.prepacked(shape, 2))

@@ -21,6 +21,7 @@ from safetylib.study.registry import Shape
 
 _ROWS = 256
 PACKED_TOKENS = 8000
+READ_TOKENS = 4000  #: if nothing is decoded afterwards: what a layer hands to the next stays in a processor's cache
 
 # A batch may hold fewer of a model with a large vocabulary or with many key heads: at most so many logits, and numbers in keys
 # and values (rows of about so many tokens; a quarter of it in one packed pass). The same on every device, so that batches are.
@@ -101,8 +102,11 @@ def most_tokens(shape: Shape) -> int:
 def chunks(
     sequences: list[list[int]], rows: int = _ROWS, tokens: int = PACKED_TOKENS, *, model: PreTrainedModel | None = None
 ) -> Iterator[list[int]]:
-    """Indices of sequences in batches of bounded size, similar lengths together; of what ``model`` can hold, if given."""
-    if model is not None:
+    """Indices of sequences in batches of bounded size, similar lengths together: of what ``model`` can hold and decode, or,
+    without one, of what is read and not kept."""
+    if model is None:
+        tokens = min(tokens, READ_TOKENS)
+    else:
         shape = Shape.of(model.config)
         rows, tokens = min(rows, most_rows(shape)), min(tokens, most_tokens(shape))
     batch: list[int] = []

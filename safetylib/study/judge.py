@@ -41,7 +41,6 @@ _STRONGREJECT_QUESTIONS = {
 _MOST_CHARACTERS = 2000
 _LEAST_MASS = 0.01
 _REPLY_TOKENS = 16
-_TOKENS = 4000  #: of one pass, which is followed by no decoding: a shorter row stays in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def rate(
     rated = [index for index, (_, response) in enumerate(pairs) if defused(response, tokenizer).strip()]
     progress(len(pairs) - len(rated))
     sequences = [_judge_ids(tokenizer, *pairs[index]) for index in rated]
-    for batch in generate.chunks(sequences, tokens=_TOKENS):
+    for batch in generate.chunks(sequences):
         _, _, logits = generate.prefill(
             model, [sequences[place] for place in batch], [[len(sequences[place]) - 1] for place in batch]
         )

@@ -132,7 +132,7 @@ def estimate(
             reading(model, width, tokens, tokens),
             reading(model, width, 0, tokens) + decoding(model, measurement, width),
         ),
-        "judging": base + reading(rating, width, generate.most_rows(rating), generate.PACKED_TOKENS),
+        "judging": base + reading(rating, width, generate.most_rows(rating), generate.READ_TOKENS),
     }
     return Estimate({name: int(needed * _MARGIN) for name, needed in phases.items()}, recompute)
 
