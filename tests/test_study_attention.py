@@ -245,6 +245,52 @@ def test_branches_do_not_write_into_each_other_or_the_store(grouped):
     assert all(torch.equal(now, then) for (now, _), then in zip(store.layers, before, strict=True))
 
 
+@torch.inference_mode()
+def test_several_caches_advance_together_as_each_by_itself(pair, monkeypatch):
+    """Of different lengths and numbers of rows; one grows on the way, one loses a row, one leaves."""
+    monkeypatch.setattr(a, "_ROOM", 2)
+    sequences = [[*SHARED, 5, 6, 7], [8, 9], list(range(60, 90)), [*SHARED, 30]]
+    packed, store = prefilled(pair.model, sequences)
+    groups = [[0, 1], [2], [3, 1, 0]]
+    caches = [store.branch([packed.places[row] for row in rows]) for rows in groups]
+    texts = [[sequences[row] for row in rows] for rows in groups]
+    for turn in range(5):
+        if turn == 2:
+            caches[2].keep([0, 2])
+            texts[2] = [texts[2][0], texts[2][2]]
+        if turn == 4:
+            caches.pop(0)
+            texts.pop(0)
+        together = a.SeveralCaches(caches)
+        assert together.get_seq_length() == max(len(text) for rows in texts for text in rows)
+        new = [100 + 10 * turn + place for place in range(sum(map(len, texts)))]
+        given = iter(new)
+        texts = [[[*text, next(given)] for text in rows] for rows in texts]
+        flat = [text for rows in texts for text in rows]
+        for got, text in zip(advance(pair.model, together, new), flat, strict=True):
+            assert_close(got, alone(pair.reference, text)[-1])
+        assert together.lengths.tolist() == [len(text) for text in flat]
+
+
+def test_what_a_row_attends_to_does_not_depend_on_the_other_caches_to_the_bit():
+    generator = torch.Generator().manual_seed(3)
+
+    def cache(rows, capacity, longest):
+        keys, values = (torch.randn(rows, 2, capacity, 16, generator=generator).bfloat16() for _ in range(2))
+        return a.RaggedCache([(keys, values)], torch.arange(longest - rows + 1, longest + 1))
+
+    caches = [cache(3, 40, 31), cache(2, 90, 77)]
+    query = torch.randn(5, 4, 1, 16, generator=generator).bfloat16()
+    keys, values = (tuple(cache.layers[0][which] for cache in caches) for which in (0, 1))
+    call = {"module": torch.nn.Identity(), "attention_mask": None, "sliding_window": 50}
+    joined, _ = a.attention(query=query, key=keys, value=values, rows=a.SeveralCaches(caches), **call)
+    apart = [
+        a.attention(query=query[rows], key=keys[which], value=values[which], rows=caches[which], **call)[0]
+        for which, rows in enumerate((slice(0, 3), slice(3, 5)))
+    ]
+    assert torch.equal(joined, torch.cat(apart)) and not torch.equal(joined[0], joined[1])
+
+
 # --- what it does not cover -------------------------------------------------------------------------------------------
 
 

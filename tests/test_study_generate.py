@@ -169,6 +169,79 @@ def test_nothing_is_read_or_decoded_with_gradients(pair):
     assert len(modes) > 10 and all(modes)
 
 
+# --- batches that go on together --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Rows of every cache, at each decoding step."""
+    seen, original = [], g.advance
+    monkeypatch.setattr(
+        g, "advance", lambda model, cache, tokens: seen.append(cache.counts) or original(model, cache, tokens)
+    )
+    return seen
+
+
+def batches_of(pair, limits):
+    """One batch a list of limits, with the response to a prompt for each; they are made when they are asked for."""
+    prompts = iter(PROMPTS)
+    for rows in limits:
+        chosen = [next(prompts) for _ in rows]
+        packed, store, logits = g.prefill(pair.model, chosen, [[len(prompt) - 1] for prompt in chosen])
+        responses = [g.begin(int(row.argmax()), NO_EOS) for row in logits]
+        done = [len(response.tokens) for response in responses]
+        assert done == [1] * len(rows)
+        yield g.Batch(
+            store.branch(packed.places),
+            responses,
+            lambda row, rows=rows, responses=responses: len(responses[row].tokens) < rows[row],
+        )
+
+
+LIMITS = [[9, 4, 2], [1], [6, 3], [5, 5]]
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        pytest.param(0, [[3], [2], [2], *[[1]] * 5, [2], [2], [1], [1], [1], *[[2]] * 4], id="one after another"),
+        pytest.param(1, [[3], [2], [2], *[[1, 2]] * 2, *[[1, 1]] * 3, *[[2]] * 4], id="beside one row"),
+        pytest.param(2, [[3], *[[2, 2]] * 2, *[[1, 1, 2]] * 3, [1, 2], [1]], id="beside two rows"),
+        pytest.param(9, [[3, 2, 2], [2, 2, 2], [2, 1, 2], [1, 1, 2], [1, 1], [1], [1], [1]], id="all at once"),
+    ],
+)
+def test_the_next_batch_joins_as_soon_as_few_rows_are_left(pair, untold, steps, beside, expected):
+    batches = []
+    g.extend(pair.model, (batches.append(batch) or batch for batch in batches_of(pair, LIMITS)), NO_EOS, beside)
+    assert steps == expected
+    found = [response.tokens for batch in batches for response in batch.responses]
+    wanted = [limit for rows in LIMITS for limit in rows]
+    assert found == [answer[:limit] for answer, limit in zip(untold, wanted, strict=True)]
+
+
+def test_no_batch_is_asked_for_before_there_is_room(pair):
+    asked = []
+
+    def batches():
+        for place, batch in enumerate(batches_of(pair, [[9, 9], [2], [2]])):
+            asked.append((place, [len(response.tokens) for response in first]))
+            first.extend(batch.responses if not first else [])
+            yield batch
+
+    first = []
+    g.extend(pair.model, batches(), NO_EOS, beside=1)
+    assert asked == [(0, []), (1, [9, 9]), (2, [9, 9])]
+
+
+def test_branches_of_several_chunks_are_decoded_together_and_few_at_a_time(pair, untold, monkeypatch, steps):
+    monkeypatch.setattr(g, "_ROWS", 4)
+    trunks = [altered(answer, {3, 12, 18}) for answer in untold]
+    g.depth_responses(pair.model, PROMPTS, trunks, DEPTHS, WITHIN, AFTER, NO_EOS, lambda tokens: sum(tokens) % 2 == 0)
+    assert max(map(len, steps)) > 1, "a batch goes on beside another"
+    assert all(len(counts) == 1 or sum(counts[:-1]) <= 4 for counts in steps)
+    assert max(max(counts) for counts in steps) == 4
+
+
 # --- leaving the trunk ------------------------------------------------------------------------------------------------
 
 EOS = 0

@@ -68,7 +68,9 @@ def test_a_batch_holds_no_more_rows_than_the_model_can(tmp_path, monkeypatch):
     monkeypatch.setattr(
         generate,
         "extend",
-        lambda model, cache, rows, *rest: seen.append(len(rows)) or original(model, cache, rows, *rest),
+        lambda model, batches, *rest: (
+            seen.extend(len(batch.responses) for batch in batches) or original(model, batches, *rest)
+        ),
     )
     assert ensemble.answer(PROMPTS, 6, -1) == expected
     assert seen == [4, 4]

@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 
 NAME = "safetylib"
 _MULTIPLE = 8
-_ROOM = 32
+_ROOM = 16
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,8 @@ class RaggedCache:
     def make_room(self) -> None:
         """Before a forward pass: one more token fits into every row, and what is the same for all layers is noted."""
         if int(self.lengths.max()) == self.layers[0][0].shape[2]:
-            self.layers = [
-                tuple(torch.nn.functional.pad(held, (0, 0, 0, _ROOM)) for held in layer) for layer in self.layers
-            ]
+            for place, layer in enumerate(self.layers):  # one after another, so that no two copies of all are held
+                self.layers[place] = tuple(torch.nn.functional.pad(held, (0, 0, 0, _ROOM)) for held in layer)
         rows, heads, capacity, _ = self.layers[0][0].shape
         first = torch.arange(0, rows * heads * capacity, capacity, device=self.lengths.device)
         self._slots, self._masks = first + self.lengths.repeat_interleave(heads), {}
@@ -153,14 +152,18 @@ class RaggedCache:
             self._masks[window] = _mask(hidden, dtype)[:, None, None, None]
         return self._masks[window]
 
+    def lengthen(self) -> None:
+        """After a forward pass: every row holds one token more."""
+        self.lengths = self.lengths + 1
+
     def get_seq_length(self, layer: int = 0) -> int:
         return int(self.lengths.max())
 
     @torch.inference_mode()
     def keep(self, order: list[int]) -> None:
         """Keep these rows, in this order. Rows that keep their place are not copied, so it is best to move few of them."""
-        moved = [row for row, origin in enumerate(order) if origin != row]
-        origins = [order[row] for row in moved]
+        pairs = [(row, origin) for row, origin in enumerate(order) if origin != row]
+        moved, origins = torch.tensor(pairs, dtype=torch.long, device=self.lengths.device).reshape(-1, 2).unbind(1)
 
         def kept(held: torch.Tensor) -> torch.Tensor:
             held[moved] = held[origins]
@@ -168,6 +171,43 @@ class RaggedCache:
 
         self.layers = [(kept(keys), kept(values)) for keys, values in self.layers]
         self.lengths = kept(self.lengths)
+
+
+class SeveralCaches:
+    """Caches whose rows are decoded in one forward pass: linear layers see all rows at once, the attention of a row its own
+    cache alone, so that what a row computes there does not depend on the other caches."""
+
+    def __init__(self, caches: list[RaggedCache]) -> None:
+        self.caches = caches
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each cache."""
+        return [len(cache.lengths) for cache in self.caches]
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens held per row."""
+        return torch.cat([cache.lengths for cache in self.caches])
+
+    def make_room(self) -> None:
+        for cache in self.caches:
+            cache.make_room()
+
+    def lengthen(self) -> None:
+        for cache in self.caches:
+            cache.lengthen()
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_, **__
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Each cache's keys, and its values: the model hands them on to the attention as they are."""
+        new = zip(self.caches, keys.split(self.counts), values.split(self.counts), strict=True)
+        held = [cache.update(own_keys, own_values, layer) for cache, own_keys, own_values in new]
+        return tuple(own_keys for own_keys, _ in held), tuple(own_values for _, own_values in held)
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return max(cache.get_seq_length(layer) for cache in self.caches)
 
 
 def _mask(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -258,12 +298,12 @@ def attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     packing: Packing | None = None,
-    rows: RaggedCache | None = None,
+    rows: RaggedCache | SeveralCaches | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
     **_,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention over a packed row (``packing``), or of one token a row over a ragged cache (``rows``).
+    """Causal attention over a packed row (``packing``), or of one token a row over ragged caches (``rows``).
 
     Layers with a ``sliding_window`` see that many tokens, their own included.
 
@@ -281,8 +321,22 @@ def attention(
         raise ValueError(
             "safetylib's attention needs `packing` or `rows`; use the model through safetylib.study.generate"
         )
-    mask = rows.mask(sliding_window, _scores_dtype(query.dtype))
-    return _attend(query, key, value, mask, scaling, mask.shape[-1]), None
+    if isinstance(rows, SeveralCaches):
+        own = zip(rows.caches, query.split(rows.counts), key, value, strict=True)
+        return torch.cat([_attend_rows(*each, scaling, sliding_window) for each in own]), None
+    return _attend_rows(rows, query, key, value, scaling, sliding_window), None
+
+
+def _attend_rows(
+    rows: RaggedCache,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    window: int | None,
+) -> torch.Tensor:
+    mask = rows.mask(window, _scores_dtype(query.dtype))
+    return _attend(query, key, value, mask, scaling, mask.shape[-1])
 
 
 AttentionInterface.register(NAME, attention)

@@ -1,10 +1,11 @@
 """Responses: greedy decoding of many prompts at once, and depth branches that share one trunk.
 
 A *trunk* is a prompt followed by the untuned model's own answer. One packed forward pass over all trunks knows the next
-token at every position; it is computed only where it decides. A response after a prefix of k tokens follows the trunk as
-long as the model agrees with it, and leaves it where it first disagrees. Prefixes whose responses leave at the same place
-share one branch, decoded once from the trunk's keys and values. In float32 the texts equal those of decoding every depth by
-itself (a test says so); in bfloat16 near-ties may fall the other way.
+token at every position; it is computed only where it decides. A response after a prefix of k tokens follows the trunk
+as long as the model agrees with it, and leaves it where it first disagrees. Prefixes whose responses leave at the same
+place share one branch, decoded once from the trunk's keys and values; branches that begin later join those that are
+left. In float32 the texts equal those of decoding every depth by itself (a test says so); in bfloat16 near-ties may
+fall the other way.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
-from safetylib.study.attention import KeyValueStore, Packed, RaggedCache, pack
+from safetylib.study.attention import KeyValueStore, Packed, RaggedCache, SeveralCaches, pack
 from safetylib.study.registry import Shape
 
 _ROWS = 256
@@ -120,8 +121,8 @@ def chunks(
 
 
 @torch.inference_mode()
-def advance(model: PreTrainedModel, cache: RaggedCache, tokens: list[int]) -> torch.Tensor:
-    """Append one token to every row of a cache; the logits of the token after it, shape (rows, vocabulary)."""
+def advance(model: PreTrainedModel, cache: RaggedCache | SeveralCaches, tokens: list[int]) -> torch.Tensor:
+    """Append one token to every row of a cache, or of several; the logits of the token after it, shape (rows, vocabulary)."""
     cache.make_room()
     logits = model(
         input_ids=torch.tensor(tokens, device=model.device)[:, None],
@@ -130,33 +131,67 @@ def advance(model: PreTrainedModel, cache: RaggedCache, tokens: list[int]) -> to
         rows=cache,
         logits_to_keep=1,
     ).logits[:, -1]
-    cache.lengths = cache.lengths + 1
+    cache.lengthen()
     return logits
 
 
-@torch.inference_mode()
-def extend(
-    model: PreTrainedModel, cache: RaggedCache, responses: list[Response], wants_more: Callable[[int], bool], eos: int
-) -> None:
-    """Greedy decoding in place: append to every response until it ends or ``wants_more(row)`` is false.
+@dataclass
+class Batch:
+    """Responses that are decoded from one cache, as long as ``wants_more(row)``; ``alive`` are the rows that the cache holds.
 
-    The last token of each response has not been seen by the model yet. Finished rows leave the batch, and the cache.
+    The last token of each response has not been seen by the model yet.
     """
-    alive = list(range(len(responses)))
-    while True:
-        going_on = [not responses[row].ended and wants_more(row) for row in alive]
-        if not any(going_on):
-            return
+
+    cache: RaggedCache
+    responses: list[Response]
+    wants_more: Callable[[int], bool]
+
+    def __post_init__(self) -> None:
+        self.alive = list(range(len(self.responses)))
+
+    @classmethod
+    def up_to(cls, limit: int, cache: RaggedCache, responses: list[Response]) -> Batch:
+        """Responses of at most so many tokens."""
+        return cls(cache, responses, lambda row: len(responses[row].tokens) < limit)
+
+    def drop_finished(self) -> None:
+        """Finished rows leave the batch, and the cache."""
+        going_on = [not self.responses[row].ended and self.wants_more(row) for row in self.alive]
         if not all(going_on):
             order = closed_up(going_on)
-            cache.keep(order)
-            alive = [alive[place] for place in order]
-        logits = advance(model, cache, [responses[row].tokens[-1] for row in alive])
-        for row, token in zip(alive, logits.max(-1).indices.tolist(), strict=True):
+            self.cache.keep(order)
+            self.alive = [self.alive[place] for place in order]
+
+
+@torch.inference_mode()
+def extend(model: PreTrainedModel, batches: Iterable[Batch], eos: int, beside: int = 0) -> None:
+    """Greedy decoding in place: append to every response until it ends or its batch wants no more of it.
+
+    The next batch is asked for, and joins in, as soon as no more than ``beside`` rows are left of those before it: a step of
+    few rows takes nearly as long as one of many.
+    """
+    waiting, running = iter(batches), []
+    while True:
+        for batch in running:
+            batch.drop_finished()
+        running = [batch for batch in running if batch.alive]
+        while sum(len(batch.alive) for batch in running) <= beside:
+            batch = next(waiting, None)
+            if batch is None:
+                break
+            batch.drop_finished()
+            if batch.alive:
+                running.append(batch)
+        if not running:
+            return
+        rows = [batch.responses[row] for batch in running for row in batch.alive]
+        cache = SeveralCaches([batch.cache for batch in running])
+        logits = advance(model, cache, [response.tokens[-1] for response in rows])
+        for response, token in zip(rows, logits.max(-1).indices.tolist(), strict=True):
             if token == eos:
-                responses[row].ended = True
+                response.ended = True
             else:
-                responses[row].tokens.append(token)
+                response.tokens.append(token)
 
 
 def closed_up(going_on: list[bool]) -> list[int]:
@@ -188,9 +223,8 @@ def answer(
         rows = [begin(int(row.argmax()), eos) for row in logits]
         started = [place for place, row in enumerate(rows) if not row.ended]
         if started:
-            cached = store.branch([packed.places[place] for place in started])
-            decoding = [rows[place] for place in started]
-            extend(model, cached, decoding, lambda row, rows=decoding: len(rows[row].tokens) < limit, eos)
+            cache = store.branch([packed.places[place] for place in started])
+            extend(model, [Batch.up_to(limit, cache, [rows[place] for place in started])], eos)
         for index, row in zip(batch, rows, strict=True):
             responses[index] = row
         progress(len(batch))
@@ -265,58 +299,65 @@ def depth_responses(
         A response is decoded for ``within`` tokens, and for ``after`` more if it is a refusal by then.
     refused
         Says whether a response's tokens read as a refusal.
+    progress
+        Called with a number of prompts when all their responses are there or being decoded, and the next prompts are due.
 
     Returns
     -------
     dict
         (row of ``prompts``, depth) -> the response after the prefix.
     """
-    result: dict[tuple[int, int], Response] = {}
     sequences = [prompt + trunk for prompt, trunk in zip(prompts, trunks, strict=True)]
     width, head = most_rows(Shape.of(model.config)), model.get_output_embeddings()
-    for batch in chunks(sequences, model=model):
-        packed = pack([sequences[i] for i in batch], model.device)
-        store, output = _read(model.get_decoder(), packed)
-        states = output.last_hidden_state[0]
-        place_of = {i: packed.places[place] for place, i in enumerate(batch)}
+    leaves: dict[tuple[int, int], tuple[int, int] | None] = {}  # (row of prompts, depth) -> where the trunk is left
+    branches: dict[tuple[int, int], Response] = {}  # (row of prompts, tokens of the trunk) -> what follows them
 
-        def choose(wanted: list[tuple[int, int]], states=states, place_of=place_of) -> list[int]:
-            last = torch.stack([place_of[i][len(prompts[i]) + tokens - 1] for i, tokens in wanted])
-            return _finite(head(states[last.to(states.device)])).max(-1).indices.tolist()
+    def begun() -> Iterator[Batch]:
+        for batch in chunks(sequences, model=model):
+            packed = pack([sequences[i] for i in batch], model.device)
+            store, output = _read(model.get_decoder(), packed)
+            states = output.last_hidden_state[0]
+            place_of = {i: packed.places[place] for place, i in enumerate(batch)}
 
-        reached = {i: len(trunks[i]) - (trunks[i][-1] == eos) for i in batch}
-        starts = [(i, depth) for i in batch for depth in depths if depth < reached[i]]
-        branches: dict[tuple[int, int], Response] = {}
-        depths_of: dict[tuple[int, int], list[int]] = {}
-        leaves = leaving_places(choose, trunks, starts, within)
-        for (i, depth), left in zip(starts, leaves, strict=True):
-            if left is not None:
-                leave, token = left
-                branches[i, leave] = begin(token, eos)
-                depths_of.setdefault((i, leave), []).append(depth)
-        open_branches = [key for key, response in branches.items() if not response.ended]
-        for first in range(0, len(open_branches), width):
-            keys = open_branches[first : first + width]
-            rows = [branches[key] for key in keys]
-            more = _until_decided(rows, keys, [depths_of[key] for key in keys], trunks, within, after, refused)
-            places = [place_of[i][: len(prompts[i]) + leave] for i, leave in keys]
-            extend(model, store.branch(places), rows, more, eos)
-        for (i, depth), left in zip(starts, leaves, strict=True):
-            if left is None:
-                ran = trunks[i][depth : depth + within]
-                result[i, depth] = Response([token for token in ran if token != eos], eos in ran)
-            else:
-                branch = branches[i, left[0]]
-                tokens = trunks[i][depth : left[0]] + branch.tokens
-                # A branch may have been decoded further for another depth's sake.
-                kept = within + after if refused(tokens[:within]) else within
-                result[i, depth] = Response(tokens[:kept], branch.ended and len(tokens) <= kept)
-        progress(len(batch))
+            def choose(wanted: list[tuple[int, int]], states=states, place_of=place_of) -> list[int]:
+                last = torch.stack([place_of[i][len(prompts[i]) + tokens - 1] for i, tokens in wanted])
+                return _finite(head(states[last.to(states.device)])).max(-1).indices.tolist()
+
+            reached = {i: len(trunks[i]) - (trunks[i][-1] == eos) for i in batch}
+            starts = [(i, depth) for i in batch for depth in depths if depth < reached[i]]
+            depths_of: dict[tuple[int, int], list[int]] = {}
+            for (i, depth), left in zip(starts, leaving_places(choose, trunks, starts, within), strict=True):
+                leaves[i, depth] = left
+                if left is not None:
+                    leave, token = left
+                    branches[i, leave] = begin(token, eos)
+                    depths_of.setdefault((i, leave), []).append(depth)
+            open_branches = [key for key in depths_of if not branches[key].ended]
+            for first in range(0, len(open_branches), width):
+                keys = open_branches[first : first + width]
+                rows = [branches[key] for key in keys]
+                more = _until_decided(rows, keys, [depths_of[key] for key in keys], trunks, within, after, refused)
+                places = [place_of[i][: len(prompts[i]) + leave] for i, leave in keys]
+                yield Batch(store.branch(places), rows, more)
+            progress(len(batch))
+
+    extend(model, begun(), eos, beside=width)
+    result = {}
+    for (i, depth), left in leaves.items():
+        if left is None:
+            ran = trunks[i][depth : depth + within]
+            result[i, depth] = Response([token for token in ran if token != eos], eos in ran)
+        else:
+            branch = branches[i, left[0]]
+            tokens = trunks[i][depth : left[0]] + branch.tokens
+            # A branch may have been decoded further for another depth's sake.
+            kept = within + after if refused(tokens[:within]) else within
+            result[i, depth] = Response(tokens[:kept], branch.ended and len(tokens) <= kept)
     return result
 
 
 def _until_decided(rows, keys, starts, trunks, within, after, refused) -> Callable[[int], bool]:
-    """For ``extend``: decode ``within`` tokens, and ``after`` more where a response through the branch refuses by then."""
+    """For a :class:`Batch`: decode ``within`` tokens, and ``after`` more where a response through the branch refuses by then."""
 
     @cache
     def refuses(row: int) -> bool:

@@ -95,7 +95,7 @@ def reading(shape: Shape, width: int, logits: int, tokens: int) -> float:
 
 
 def decoding(shape: Shape, measurement: Measurement, width: int) -> float:
-    """Bytes of the branches that are decoded together: keys and values, twice while the cache grows."""
+    """Bytes of the branches that are decoded together: keys and values of a batch, and of one that goes on beside it."""
     capacity = PROMPT + max(measurement.depths) + measurement.within + measurement.after
     return 2 * generate.most_rows(shape) * capacity * shape.keys_and_values * width
 

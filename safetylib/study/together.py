@@ -131,7 +131,5 @@ class Ensemble:
             if caches:
                 cache = _SharedCache(caches, self.rows, self.own[own][:, None])
                 caches.clear()  # their keys and values are in the shared one
-                generate.extend(
-                    self.model, cache, decoding, lambda row, rows=decoding: len(rows[row].tokens) < limit, eos
-                )
+                generate.extend(self.model, [generate.Batch.up_to(limit, cache, decoding)], eos)
         return found
