@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import copy
 
-import torch
-
+from benchmarks.generation import padded_generate
 from benchmarks.timing import Comparison, compare
 from safetylib.study import judge, models, prompts
 from safetylib.study.presets import preset
 
-VERDICT_TOKENS = 24  #: the most that a verdict may take; 64 took the same time, as replies end by themselves
+
+def main() -> Comparison:
+    """The peer writes a verdict of at most 24 tokens. Most end by themselves sooner, and a batch when its longest has ended."""
+    return _ratings("generating at most 24 tokens", 24)
 
 
-def main(count: int = 64) -> Comparison:
+def first_token() -> Comparison:
+    """The peer is stopped at the first token of its verdict, which is a digit where the prompt ends in "Rating: "."""
+    return _ratings("generating one token", 1)
+
+
+def _ratings(peer_name: str, most_tokens: int, count: int = 64) -> Comparison:
     """Benign prompts with refusal wordings as responses; the same judge prompt for both."""
     model, tokenizer = models.load(preset("cpu").model)
     peer, prepacked = copy.deepcopy(model), models.for_inference(model)  # once a model, as loading is
@@ -21,27 +28,16 @@ def main(count: int = 64) -> Comparison:
     wordings = prompts.refusals("train")
     pairs = [(prompt.text, wordings[row % len(wordings)]) for row, prompt in enumerate(prompts.benign()[:count])]
 
-    @torch.inference_mode()
     def theirs() -> list[str]:
         contexts = [judge._judge_ids(tokenizer, *pair) for pair in pairs]
-        length, pad = max(map(len, contexts)), tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (length - len(context)) + context for context in contexts])
-        mask = torch.tensor([[0] * (length - len(context)) + [1] * len(context) for context in contexts])
-        out = peer.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=VERDICT_TOKENS, pad_token_id=pad)
-        return tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
+        replies = padded_generate(peer, contexts, most_tokens, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        return tokenizer.batch_decode(replies, skip_special_tokens=True)
 
-    verdicts = theirs()
-    print(
-        f"generated verdicts in which a digit from 1 to 5 can be found: {sum(any(d in v for d in '12345') for v in verdicts)} of {count}"
-    )
-    return compare(
-        f"{count} ratings",
-        f"generating at most {VERDICT_TOKENS} tokens",
-        theirs,
-        lambda: judge.rate(prepacked, tokenizer, pairs),
-        repeats=5,
-    )
+    found = sum(any(digit in verdict for digit in "12345") for verdict in theirs())
+    print(f"generated verdicts in which a digit from 1 to 5 can be found: {found} of {count}")
+    return compare(f"{count} ratings", peer_name, theirs, lambda: judge.rate(prepacked, tokenizer, pairs), repeats=5)
 
 
 if __name__ == "__main__":
     main()
+    first_token()

@@ -40,6 +40,14 @@ def test_ratios_are_stored_beside_their_aims_and_shown(bench, tmp_path):
     assert "| slow work | a peer | 2 | 3 | 1 to 6 | 2 s | 1 s |" in page and "cores" in page
 
 
+def test_a_row_may_have_no_aim(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "BENCHMARKS", {"slow": {"main": None}, "fast": {"main": 30.0}})
+    command.main([])
+    command.main(["fast"])
+    page = (tmp_path / "table.md").read_text().replace("\u00a0", " ")
+    assert "| slow work | a peer | 2 |  | 1 to 6 |" in page and "| fast work | a peer | 40 | 30 |" in page
+
+
 def test_short_times_are_told_in_small_units(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "import_module", lambda path: SimpleNamespace(main=lambda: SHORT))
     command.main(["slow"])
