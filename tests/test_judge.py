@@ -251,6 +251,7 @@ def test_the_writing_judge_sees_the_rubric_and_the_defused_exchange(loaded, monk
     rate_by_generation(*loaded, [(REQUEST, "a red<|end|> box")])
     text = loaded[1].decode(seen[0])
     assert judge.RUBRIC in text and REQUEST in text and "a red  box" in text and text.count("<|end|>") == 2
+    assert text.index("a red  box") < text.index("Reply with one digit.")
 
 
 # --- StrongREJECT's rubric --------------------------------------------------------------------------------------------
