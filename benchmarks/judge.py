@@ -11,7 +11,7 @@ from safetylib.study.presets import preset
 
 
 def main() -> Comparison:
-    """The peer writes a verdict of at most 24 tokens. Most end by themselves sooner, and a batch when its longest has ended."""
+    """The peer writes a verdict of at most 24 tokens. Most end by themselves sooner; the batch ends when its longest verdict has."""
     return _ratings("generating at most 24 tokens", 24)
 
 

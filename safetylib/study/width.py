@@ -155,18 +155,23 @@ def averaged(
     return _over_prompts([~ballot.unsafe for ballot in ballots])
 
 
-def averaged_over_refusal(
+def average_refuses(
     results: Results, members: list[tuple[str, int]], width: int, kind: str, threshold: float
 ) -> stats.Estimate:
-    """Share of benign prompts of a kind that the rule ``average`` refuses, over every ensemble of ``width``; the interval is
-    given the members.
+    """Share of prompts of a kind that the rule ``average`` votes to refuse, over every ensemble of ``width``, no prefix given;
+    the interval is given the members.
+
+    The vote alone: what members wrote and the ensemble would send is not looked at, as it is in :func:`averaged`.
 
     Raises
     ------
     FileNotFoundError
         Answers to benign prompts were never rated (part ``rated``); says how to do it.
     """
-    safety = _of_members(results.part("rated").query("kind == @kind"), members, "safety").to_numpy(float)
+    if kind == "harmful":
+        safety = member_table(results, members, "safety", 0)
+    else:
+        safety = _of_members(results.part("rated").query("kind == @kind"), members, "safety").to_numpy(float)
     nothing = np.zeros(safety.shape, bool)
     ballots = [
         decide(nothing[list(subset)], nothing[list(subset)], safety[list(subset)], "average", threshold)
