@@ -192,6 +192,13 @@ def test_neighbours_in_the_row_do_not_see_each_other(grouped):
     assert_close(mine, again)
 
 
+def test_a_prefix_that_is_not_shared_is_refused():
+    with pytest.raises(ValueError, match="share 2 tokens, not 3"):
+        a.pack([[1, 2, 3, 4], [1, 2, 5, 6]], prefix=3)
+    packed = a.pack([[1, 2, 3, 4], [1, 2, 5, 6]], prefix=1)
+    assert packed.packing.prefix == 1 and packed.input_ids[0, packed.places[1]].tolist() == [1, 2, 5, 6]
+
+
 # --- decoding from branches -------------------------------------------------------------------------------------------
 
 BRANCHES = {  # (row of the packed sequences, tokens kept)

@@ -152,6 +152,37 @@ def test_prefill_reads_logits_where_they_are_wanted(pair):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [[*range(20, 45), *range(60 + own, 60 + 2 * own)] for own in (3, 1, 17, 8, 8)],
+        [[token, *range(30, 50)] for token in (3, 4, 5)],
+        [[*range(20, 45)], [*range(20, 46)], [*range(20, 46)]],
+        [[7, 8, 9]],
+    ],
+    ids=["a shared beginning", "none", "one text goes on where another ends", "a single text"],
+)
+def test_a_shared_beginning_is_read_once_for_all_batches(pair, monkeypatch, texts):
+    monkeypatch.setattr(g, "READ_TOKENS", 60)
+    read = []
+    hook = pair.model.model.embed_tokens.register_forward_hook(lambda _, ids, __: read.append(ids[0].tolist()[0]))
+    found = [
+        (index, row) for batch, rows in g.next_logits(pair.model, texts) for index, row in zip(batch, rows, strict=True)
+    ]
+    hook.remove()
+    assert sorted(index for index, _ in found) == list(range(len(texts))) and len(read) > len(texts) // 3
+    for index, row in found:
+        expected = pair.reference(input_ids=torch.tensor([texts[index]])).logits[0, -1]
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
+    shared = texts[0][: min(len(text) for text in texts) - 1]
+    if texts[0][0] == texts[-1][0]:
+        assert [ids[: len(shared)] == shared for ids in read] == [True] + [False] * (len(read) - 1)
+
+
+def test_nothing_to_read_gives_no_logits(pair):
+    assert list(g.next_logits(pair.model, [])) == []
+
+
 def test_nothing_is_read_or_decoded_with_gradients(pair):
     """Memory for gradients that nobody asks for; and oneDNN multiplies a single row by the output layer hundreds of times
     slower when they might be."""

@@ -73,6 +73,20 @@ def test_packed_attention_equals_transformers_own(pair):
 
 
 @torch.inference_mode()
+def test_what_is_read_on_after_a_shared_beginning_equals_transformers_own(pair, monkeypatch):
+    monkeypatch.setattr(generate, "READ_TOKENS", 80)  # two at a time
+    texts = [[*range(20, 50), *range(60 + own, 60 + 2 * own)] for own in (1, 9, 4, 10, 2)]
+    found = {
+        index: row
+        for batch, rows in generate.next_logits(pair.model, texts)
+        for index, row in zip(batch, rows, strict=True)
+    }
+    assert sorted(found) == list(range(5))
+    for index, text in enumerate(texts):
+        assert_close(found[index], alone(pair.reference, text)[-1], 1e-4)
+
+
+@torch.inference_mode()
 def test_decoding_from_branches_equals_recomputing(pair):
     text = [*range(20, 50)]
     packed, store = prefilled(pair.model, [text, text[:16]])

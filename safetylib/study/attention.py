@@ -48,8 +48,8 @@ class Packed:
     places: list[torch.Tensor]
 
 
-def pack(sequences: list[list[int]], device: torch.device | str = "cpu") -> Packed:
-    """Pack sequences of token ids; each keeps at least one token of its own.
+def shared_tokens(sequences: list[list[int]]) -> int:
+    """Tokens that all sequences begin with, such that each keeps at least one of its own.
 
     Raises
     ------
@@ -62,6 +62,26 @@ def pack(sequences: list[list[int]], device: torch.device | str = "cpu") -> Pack
     prefix = 0
     while prefix < shortest - 1 and all(sequence[prefix] == reference[prefix] for sequence in sequences):
         prefix += 1
+    return prefix
+
+
+def pack(sequences: list[list[int]], device: torch.device | str = "cpu", prefix: int | None = None) -> Packed:
+    """Pack sequences of token ids; each keeps at least one token of its own.
+
+    Parameters
+    ----------
+    prefix
+        How many of the tokens that all begin with are laid down once; by default, all of them.
+
+    Raises
+    ------
+    ValueError
+        No sequence, or an empty one, or a prefix that they do not share.
+    """
+    most, reference = shared_tokens(sequences), sequences[0]
+    prefix = most if prefix is None else prefix
+    if prefix > most:
+        raise ValueError(f"the sequences share {most} tokens, not {prefix}; give pack a shorter prefix, or none")
     padded = [-(-(len(sequence) - prefix) // _MULTIPLE) * _MULTIPLE for sequence in sequences]
     order = sorted(range(len(sequences)), key=padded.__getitem__)
     ids, positions = list(reference[:prefix]), list(range(prefix))
@@ -81,16 +101,30 @@ def pack(sequences: list[list[int]], device: torch.device | str = "cpu") -> Pack
 
 
 class KeyValueStore:
-    """Keys and values of a packed forward pass, kept for branching (the part of a cache that transformers calls)."""
+    """Keys and values of a packed forward pass, kept for branching (the part of a cache that transformers calls).
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    before
+        Per layer, keys and values of a prefix that an earlier pass has read: the packed row goes on after it.
+    """
+
+    def __init__(self, before: list[tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._before = before
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_, **__
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._before is not None:
+            read = self._before[layer]
+            keys, values = torch.cat([read[0], keys], 2), torch.cat([read[1], values], 2)
         self.layers.append((keys, values))
         return keys, values
+
+    def beginning(self, tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Per layer, a copy of the keys and values of the row's first tokens."""
+        return [(keys[:, :, :tokens].clone(), values[:, :, :tokens].clone()) for keys, values in self.layers]
 
     def branch(self, places: list[torch.Tensor]) -> RaggedCache:
         """A cache with one row a list of places in the packed row."""
@@ -264,12 +298,13 @@ def _packed_attention(
     scaling: float,
     window: int | None,
 ) -> torch.Tensor:
-    P, (_, H, _, D) = packing.prefix, query.shape
+    P, (_, H, T, D) = packing.prefix, query.shape
+    read = key.shape[2] - T  # keys of a prefix that an earlier pass has read: all of it, or none
     parts = []
-    if P:
+    if P and not read:
         q, k, v = (states[:, :, :P] for states in (query, key, value))
         parts.append(_attend(q, k, v, _causal(P, 0, window, q), scaling, P))
-    start = P
+    own_key, own_value, start = key[:, :, read:], value[:, :, read:], P - read
     for count, length in packing.groups:
         stop = start + count * length
 
@@ -279,8 +314,8 @@ def _packed_attention(
         shared_key, shared_value = (states[:, :, :P].expand(count, -1, -1, -1) for states in (key, value))
         mixed = _attend(
             split(query),
-            torch.cat([shared_key, split(key)], 2),
-            torch.cat([shared_value, split(value)], 2),
+            torch.cat([shared_key, split(own_key)], 2),
+            torch.cat([shared_value, split(own_value)], 2),
             _causal(length, P, window, query),
             scaling,
             P + length,

@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel
 
-from safetylib.study.attention import KeyValueStore, Packed, RaggedCache, SeveralCaches, pack
+from safetylib.study.attention import KeyValueStore, Packed, RaggedCache, SeveralCaches, pack, shared_tokens
 from safetylib.study.registry import Shape
 
 _ROWS = 256
@@ -71,12 +71,37 @@ def prefill(
     return packed, store, list(logits.split([len(place) for place in places]))
 
 
-def _read(network: torch.nn.Module, packed: Packed, **options):
-    """What a model, or its decoder alone, makes of a packed row, and its keys and values."""
-    store = KeyValueStore()
+@torch.inference_mode()
+def next_logits(model: PreTrainedModel, sequences: list[list[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Next-token logits after each sequence, batch by batch: indices of sequences, and logits of shape (batch, vocabulary).
+
+    What all sequences begin with is read once, with the first batch; the others go on from its keys and values.
+
+    Raises
+    ------
+    FloatingPointError
+        The model's activations overflow float16, so that what it says would mean nothing.
+    """
+    shared, before = shared_tokens(sequences) if sequences else 0, None
+    for batch in chunks(sequences):
+        packed = pack([sequences[index] for index in batch], model.device, shared)
+        read = 0 if before is None else shared
+        ends = torch.stack([places[-1] for places in packed.places]) - read
+        store, output = _read(model, packed, before, logits_to_keep=ends.to(model.device))
+        yield batch, _finite(output.logits[0]).float()
+        if before is None and shared:
+            before = store.beginning(shared)
+
+
+def _read(
+    network: torch.nn.Module, packed: Packed, before: list[tuple[torch.Tensor, torch.Tensor]] | None = None, **options
+):
+    """What a model, or its decoder alone, makes of a packed row, and its keys and values; of the row after its prefix, if the
+    prefix's keys and values are known ``before``."""
+    store, read = KeyValueStore(before), 0 if before is None else packed.packing.prefix
     output = network(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
+        input_ids=packed.input_ids[:, read:],
+        position_ids=packed.position_ids[:, read:],
         past_key_values=store,
         packing=packed.packing,
         **options,

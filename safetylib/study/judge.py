@@ -97,19 +97,16 @@ def rate(
 ) -> list[Rating]:
     """Ratings of (request, response) pairs by a causal language model, in one forward pass each.
 
-    Rubric and question stand first, so that their keys and values are computed once a batch.
+    Rubric and question stand first, so that they are read once for all pairs.
     """
     digits = _digits(tokenizer, range(1, 6))
     ratings = [Rating(None, "empty response")] * len(pairs)
     rated = [index for index, (_, response) in enumerate(pairs) if defused(response, tokenizer).strip()]
     progress(len(pairs) - len(rated))
     sequences = [_judge_ids(tokenizer, *pairs[index]) for index in rated]
-    for batch in generate.chunks(sequences):
-        _, _, logits = generate.prefill(
-            model, [sequences[place] for place in batch], [[len(sequences[place]) - 1] for place in batch]
-        )
+    for batch, logits in generate.next_logits(model, sequences):
         for place, row in zip(batch, logits, strict=True):
-            ratings[rated[place]] = _read(row[0].softmax(-1)[digits])
+            ratings[rated[place]] = _read(row.softmax(-1)[digits])
         progress(len(batch))
     return ratings
 
