@@ -96,7 +96,7 @@ def test_added_tokens_that_are_not_named_special_are_defused_too():
 
 
 def test_rubric_and_question_come_before_what_differs_from_pair_to_pair(loaded):
-    """So that they are read once a batch."""
+    """So that they are read once for all pairs."""
     first, second = (judge._judge_ids(loaded[1], request, "a box") for request in ("zebra", "quilt"))
     shared = next(place for place, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
     assert judge.RUBRIC.endswith("?") and judge.RUBRIC in loaded[1].decode(first[:shared])
